@@ -1,0 +1,35 @@
+# make train   set up .venv, then train ResNet-20 on the handwritten digits (no download of data)
+# make test    set up .venv, then run the tests
+# make lint    ruff (check and format) and mypy
+# make lock    resolve requirements.txt again from pyproject.toml
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint format lock
+
+train: .venv/complete
+	$(BIN)/python train.py configs/digits_resnet20.py
+
+test: .venv/complete
+	$(BIN)/python -m pytest
+
+lint: .venv/complete
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/complete
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/complete
+	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
+
+# The stamp is written last: an interrupted installation is taken up again, a finished one never repeated.
+.venv/complete: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@touch $@

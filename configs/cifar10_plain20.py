@@ -1,0 +1,7 @@
+"""Plain-20 on CIFAR-10: the paper's Fig. 6 (left)."""
+
+from resnet_jax.config import Config, ModelConfig
+
+
+def get_config() -> Config:
+    return Config(model=ModelConfig(depth=20, shortcut="none"))

@@ -1,0 +1,7 @@
+"""ResNet-32 on CIFAR-10: the paper's Table 6 and Fig. 6 (middle)."""
+
+from resnet_jax.config import Config, ModelConfig
+
+
+def get_config() -> Config:
+    return Config(model=ModelConfig(depth=32))

@@ -1,0 +1,46 @@
+"""Training curves like the paper's Fig. 6."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from resnet_jax.logs import read_records
+
+
+def plot_curves(workdir: Path, title: str) -> Path:
+    """Draw training and test error in % over steps from metrics.jsonl; write WORKDIR/curves.png.
+
+    As in Fig. 6, dashed lines are training error (on augmented images, averaged between log points) and bold
+    lines test error. Thin vertical lines mark where the learning rate changed.
+    """
+    records = read_records(workdir)
+    figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    styles: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("train", {"linestyle": "--", "linewidth": 1}),
+        ("validation", {"linestyle": ":", "linewidth": 2}),
+        ("test", {"linestyle": "-", "linewidth": 2}),
+    )
+    for kind, style in styles:
+        points = [(record["step"], record["error"]) for record in records if record["kind"] == kind]
+        if points:
+            marker = "o" if len(points) < 3 else None
+            axes.plot(*zip(*points, strict=True), label=f"{kind} error", marker=marker, color="C0", **style)
+    train = [record for record in records if record["kind"] == "train"]
+    for before, after in itertools.pairwise(train):
+        if before["learning_rate"] != after["learning_rate"]:
+            axes.axvline(before["step"], color="0.8", linewidth=0.8, zorder=0)
+    axes.set(title=title, xlabel="step", ylabel="error (%)", ylim=(0, None))
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False)
+    path = workdir / "curves.png"
+    partial = workdir / "curves.png.new"  # a reader never sees half a picture
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    return path

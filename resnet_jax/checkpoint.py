@@ -1,0 +1,73 @@
+"""Checkpoints of the whole TrainState with orbax: written in the background, complete or not there at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from resnet_jax.errors import UserError
+from resnet_jax.train_state import TrainState
+
+_ERROR = "validation_error"
+
+
+class Checkpoints:
+    """The checkpoints of one work directory, in WORKDIR/checkpoints/STEP."""
+
+    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
+        """Open them; `keep` is how many of the last ones stay, beside the best on the validation split."""
+        best = BestN(
+            get_metric_fn=lambda metrics: metrics[_ERROR], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else AnyPreservationPolicy([LatestN(keep), best]),
+            best_fn=lambda metrics: metrics[_ERROR],
+            best_mode="min",
+            read_only=read_only,
+            create=not read_only,
+        )
+        self.directory = (workdir / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Return the steps with a checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """Return the last step with a checkpoint."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """Return the step with the lowest validation error, or None without a validation split."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, *, validation_error: float | None = None, wait: bool = False) -> None:
+        """Save under state.step, unless that is saved; `validation_error` is in %.
+
+        Returns once the state is copied to the host, so that its buffers may be donated; the files are
+        written in the background unless `wait`.
+        """
+        step = int(state.step)
+        if step != self.latest():
+            metrics = None if validation_error is None else {_ERROR: validation_error}
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        if wait:
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract_state: Any, step: int) -> TrainState:
+        """Read the state saved at `step` into the shapes, dtypes and shardings of `abstract_state`.
+
+        Raises:
+          UserError: no checkpoint of that step.
+        """
+        if step not in self.steps():
+            saved = ", ".join(map(str, self.steps())) or "none"
+            raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {saved}")
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        self._manager.close()

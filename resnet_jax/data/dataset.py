@@ -1,0 +1,75 @@
+"""What every source returns: labelled uint8 images of one size, in splits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from resnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images [N, H, W, C] uint8 and their labels [N] int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A classification data set; `validation` is None unless it was split off `train`."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    validation: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.train.images.shape[1:]
+
+
+def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Split:
+    """Check images [N, H, W, C] and labels [N] of `source` (named in errors) and return them as a Split.
+
+    Raises:
+      UserError: not uint8 images of one size, no images at all, counts that differ, or a label out of range.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(f"{source}: expected uint8 images [N, H, W, C], found {images.dtype} {images.shape}")
+    if len(images) != len(labels) or not len(images):
+        raise UserError(f"{source}: {len(images)} images and {len(labels)} labels; expected one label an image")
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise UserError(
+            f"{source}: label {labels[outside[0]]} of image {outside[0]} is outside 0..{num_classes - 1}"
+            f" ({len(outside)} such labels): the file is damaged or not of this data set"
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+def split_validation(dataset: Dataset, size: int, seed: int) -> Dataset:
+    """Move `size` random training images into `validation`; the paper's 45k/5k split (Sec. 4.2) is size 5000."""
+    if not 0 < size < len(dataset.train):
+        raise UserError(
+            f"--data.validation-size {size}: choose between 1 and {len(dataset.train) - 1}"
+            f" ({dataset.name} has {len(dataset.train)} training images)"
+        )
+    order = np.random.RandomState(seed).permutation(len(dataset.train))  # RandomState: frozen for ever by NumPy
+
+    def take(indices: np.ndarray) -> Split:
+        indices = np.sort(indices)
+        return Split(dataset.train.images[indices], dataset.train.labels[indices])
+
+    return dataclasses.replace(dataset, train=take(order[size:]), validation=take(order[:size]))

@@ -1,0 +1,131 @@
+"""The record of a run: metrics.jsonl, TensorBoard events, and a live progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from resnet_jax.metrics import Metrics
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl in order; a last line cut short by a crash is left out."""
+    path = workdir / FILE_NAME
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class RunLog:
+    """Write records of kind "start", "train", "validation" and "test"; a context manager.
+
+    Every record has `kind`, `step` and `time` (seconds since 1970). "train" averages the steps since the
+    record before it: `loss` in nats, `error` in %, `images`, `learning_rate`, `gradient_norm`,
+    `images_per_second`. "validation" and "test" have `loss`, `error` and `images`.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, steps: int):
+        """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped."""
+        records = [record for record in read_records(workdir) if record["step"] <= step]
+        kept = "".join(json.dumps(record) + "\n" for record in records)
+        (workdir / (FILE_NAME + ".new")).write_text(kept)
+        (workdir / (FILE_NAME + ".new")).replace(workdir / FILE_NAME)
+        self._file = (workdir / FILE_NAME).open("a", buffering=1)  # a line at a time
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=step, status="compiling")
+        self._width = len(str(steps))
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._events.close()
+
+    def start(self, step: int, **description: Any) -> None:
+        """Record versions, devices and what runs on them."""
+        values = {**environment(), **description}
+        self._write("start", step, values)
+        self.say("  ".join(f"{name} {value}" for name, value in values.items()))
+
+    def advance(self, step: int, status: str) -> None:
+        """Move the progress bar; nothing where there is no terminal."""
+        self._progress.update(self._task, completed=step, status=status)
+
+    def train(self, step: int, metrics: Metrics, *, learning_rate: float, gradient_norm: float, rate: float) -> None:
+        """Record the training steps since the last call; `rate` in images/s."""
+        values = {
+            **_values(metrics),
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "images_per_second": round(rate, 1),
+        }
+        self._write("train", step, values)
+        self.say(
+            f"step {step:{self._width}}  rate {learning_rate:g}  loss {metrics.mean_loss:.4f}"
+            f"  error {metrics.top1_error:5.2f} %  {rate:,.0f} images/s"
+        )
+
+    def evaluation(self, kind: str, step: int, metrics: Metrics) -> None:
+        """Record an evaluation on the split `kind`: "validation" or "test"."""
+        self._write(kind, step, _values(metrics))
+        self.say(
+            f"step {step:{self._width}}  {kind} error {metrics.top1_error:.2f} %"
+            f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self._console.print(line, markup=False, soft_wrap=True)
+        sys.stdout.flush()
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            if kind != "start":
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.flush()
+
+
+def _values(metrics: Metrics) -> dict[str, Any]:
+    return {"loss": metrics.mean_loss, "error": metrics.top1_error, "images": metrics.images}
+
+
+def environment() -> dict[str, Any]:
+    """Name versions and devices."""
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+    }

@@ -1,0 +1,37 @@
+"""Convolutions as the paper has them: no bias (BN follows), padding as Caffe and PyTorch do it, He init."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Fan = Literal["fan_in", "fan_out"]
+
+
+def he_init(fan: Fan) -> nn.initializers.Initializer:
+    """Zero-mean Gaussian of variance 2/fan (He et al. 2015, "Delving deep into rectifiers", Sec. 2.2)."""
+    return nn.initializers.variance_scaling(2.0, fan, "normal")
+
+
+def conv(
+    filters: int, size: int, *, stride: int = 1, init_fan: Fan = "fan_in", dtype: DTypeLike = jnp.float32, name: str
+) -> nn.Conv:
+    """Return a size x size convolution whose output is ceil(input / stride) wide.
+
+    The padding is explicit: "SAME" would pad a 3x3 of stride 2 on an even input by (0, 1), which shifts the
+    sampling grid against the (1, 1) of Caffe and PyTorch.
+    """
+    margin = (size // 2, size // 2)
+    return nn.Conv(
+        filters,
+        (size, size),
+        strides=stride,
+        padding=(margin, margin),
+        use_bias=False,
+        kernel_init=he_init(init_fan),
+        dtype=dtype,
+        name=name,
+    )

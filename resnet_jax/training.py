@@ -1,0 +1,188 @@
+"""Train a configuration: step, log, evaluate, save."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from resnet_jax.analysis.curves import plot_curves
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import Config
+from resnet_jax.errors import DivergedError, Interrupted, UserError
+from resnet_jax.experiment import Experiment, build_preprocessing, load_data
+from resnet_jax.logs import RunLog
+from resnet_jax.metrics import Metrics
+from resnet_jax.steps import StepMetrics
+from resnet_jax.workdir import check_workdir, create_workdir, is_workdir, load_preprocessing
+
+# How many steps the host may run ahead of the device: enough to keep it busy, few enough to stop promptly.
+_RUN_AHEAD = 2
+_SECONDS_BETWEEN_UPDATES = 0.2  # of the progress bar
+
+
+def train(config: Config) -> Metrics:
+    """Train, going on where the work directory stands, and return the metrics on the test images.
+
+    Raises:
+      UserError: a mistake in the configuration, the data or the work directory; nothing was written.
+      DivergedError: NaN or infinite loss or gradient; the last good checkpoint is named.
+      Interrupted: SIGINT or SIGTERM; the run is saved.
+    """
+    if not config.run.workdir:
+        raise UserError("--run.workdir is not set: name a folder for checkpoints and logs")
+    workdir = Path(config.run.workdir)
+    check_workdir(workdir, config)
+    dataset = load_data(config)
+    resumes = is_workdir(workdir)
+    preprocessing = load_preprocessing(workdir) if resumes else build_preprocessing(config, dataset)
+    experiment = Experiment(config, dataset, preprocessing)
+    if not resumes:
+        create_workdir(workdir, config, preprocessing)
+
+    checkpoints = Checkpoints(workdir, keep=config.run.keep)
+    start = checkpoints.latest() or 0
+    if start > config.run.steps:
+        raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.run.steps}")
+    state = checkpoints.restore(experiment.abstract_state(), start) if start else experiment.initial_state()
+
+    train_split, test_split = experiment.put(dataset.train), experiment.put(dataset.test)
+    validation_split = experiment.put(dataset.validation) if dataset.validation else None
+    with StopSignal() as stop, RunLog(workdir, step=start, steps=config.run.steps) as log:
+        if start:
+            log.say(f"{workdir}: going on after step {start}")
+        if start == config.run.steps:
+            return experiment.evaluate(state, test_split)
+        compiling = time.perf_counter()
+        train_step = experiment.train_step.lower(state, train_split).compile()
+        log.start(
+            start,
+            parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+            compile_seconds=round(time.perf_counter() - compiling, 2),
+        )
+        window = _Window(start)
+        for step in range(start + 1, config.run.steps + 1):
+            state, report = train_step(state, train_split)
+            window.add(report, log)
+
+            is_last = step == config.run.steps
+            signum = stop.signum  # read once: a signal from here on acts after the next step
+            must_save = is_last or signum != 0 or step % config.run.save_every == 0
+            must_evaluate = is_last or step % config.run.eval_every == 0
+            if must_save or must_evaluate or step % config.run.log_every == 0:
+                window.write(log, checkpoints)
+
+            validation_error = None
+            if validation_split and (must_save or must_evaluate):
+                metrics = experiment.evaluate(state, validation_split)
+                log.evaluation("validation", step, metrics)
+                validation_error = metrics.top1_error
+            if must_evaluate:
+                test_metrics = experiment.evaluate(state, test_split)
+                log.evaluation("test", step, test_metrics)
+                plot_curves(workdir, title=f"{workdir.name}: {dataset.name}")
+            if must_save:
+                checkpoints.save(state, validation_error=validation_error)
+            if signum and not is_last:
+                checkpoints.close()
+                raise Interrupted(
+                    f"stopped by {signal.Signals(signum).name} after step {step}, which is saved in"
+                    f" {workdir}; the same command goes on from there",
+                    signum,
+                )
+            if must_save or must_evaluate:
+                window.restart_clock()
+        checkpoints.close()
+        return test_metrics
+
+
+class _Window:
+    """The steps since the last log record."""
+
+    def __init__(self, step: int):
+        self._step = step  # the last step of the record before
+        self._reports: list[StepMetrics] = []
+        self._shown = self._began = time.perf_counter()
+
+    def add(self, report: StepMetrics, log: RunLog) -> None:
+        """Take in the report of the next step and move the progress bar."""
+        self._reports.append(report)
+        if len(self._reports) <= _RUN_AHEAD:
+            return
+        done = jax.block_until_ready(self._reports[-1 - _RUN_AHEAD])
+        now = time.perf_counter()
+        if now - self._shown > _SECONDS_BETWEEN_UPDATES:
+            self._shown = now
+            finished = len(self._reports) - _RUN_AHEAD
+            metrics = jax.device_get(done.metrics)
+            log.advance(
+                self._step + finished,
+                f"rate {float(done.learning_rate):g}  loss {metrics.mean_loss:.3f}  error {metrics.top1_error:.1f} %"
+                f"  {finished * metrics.images / (now - self._began):,.0f} images/s",
+            )
+
+    def write(self, log: RunLog, checkpoints: Checkpoints) -> None:
+        """Write one record of all steps and begin anew.
+
+        Raises:
+          DivergedError: the loss or the gradient of a step is not finite.
+        """
+        reports: list[StepMetrics] = jax.device_get(self._reports)
+        seconds = time.perf_counter() - self._began
+        for step, report in enumerate(reports, start=self._step + 1):
+            for name, value in (("loss", report.metrics.mean_loss), ("gradient", report.gradient_norm)):
+                if not np.isfinite(value):
+                    checkpoints.close()
+                    good = checkpoints.latest()
+                    kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+                    raise DivergedError(
+                        f"the {name} is {value} at step {step}; {kept} in {checkpoints.directory};"
+                        " a lower --optim.learning-rate or a warm-up may help"
+                    )
+        total = reports[0].metrics
+        for report in reports[1:]:
+            total = total + report.metrics
+        self._step += len(reports)
+        log.advance(self._step, "")
+        log.train(
+            self._step,
+            total,
+            learning_rate=float(reports[-1].learning_rate),
+            gradient_norm=float(np.mean([report.gradient_norm for report in reports])),
+            rate=total.images / seconds,
+        )
+        self._reports = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of images/s what went before."""
+        self._began = time.perf_counter()
+
+
+class StopSignal:
+    """While it is entered, SIGINT and SIGTERM only set `signum`; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():  # others may not set handlers
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+        self._previous = {}
+
+    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
+        del frame
+        self.signum = signum
+        self.__exit__()

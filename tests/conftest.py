@@ -1,0 +1,21 @@
+"""Fixtures that several test modules use."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+UNPACK = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10" / "unpack.py"
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder that holds the real cifar-10-batches-bin (185 MB), unpacked once per session."""
+    if not UNPACK.is_file():
+        pytest.skip("the real CIFAR-10 (../shared/data/cifar10) is not here")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, UNPACK, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder

@@ -1,0 +1,85 @@
+"""make_split's checks, split_validation, and load_dataset's names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from resnet_jax.data import Dataset, load_dataset, split_validation
+from resnet_jax.data.dataset import make_split
+from resnet_jax.errors import UserError
+
+
+def numbered(count: int) -> Dataset:
+    """A data set whose image number i is filled with i and has label i % 3."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3)).copy()
+    split = make_split(images, np.arange(count) % 3, 3, "numbered")
+    return Dataset("numbered", split, split, ("a", "b", "c"))
+
+
+def test_make_split() -> None:
+    dataset = numbered(7)
+    assert len(dataset.train) == 7
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.num_classes == 3
+    assert dataset.image_shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), [0, 1], r"FILE: expected uint8 images .* found float32"),
+        (np.zeros((2, 4, 4), np.uint8), [0, 1], r"FILE: expected uint8 images .* \(2, 4, 4\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0], "FILE: 2 images and 1 labels"),
+        (np.zeros((0, 4, 4, 3), np.uint8), [], "FILE: 0 images and 0 labels"),
+        (
+            np.zeros((3, 4, 4, 3), np.uint8),
+            [0, 10, 11],
+            r"FILE: label 10 of image 1 is outside 0\.\.9 \(2 such",
+        ),
+        (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], r"FILE: label -1 of image 1 is outside"),
+    ],
+)
+def test_make_split_refuses(images: np.ndarray, labels: list[int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_split(images, np.array(labels, np.int64), 10, "FILE")
+
+
+def test_split_validation_parts_train() -> None:
+    dataset = numbered(100)
+    split = split_validation(dataset, 30, seed=0)
+    assert split.validation is not None
+    assert (len(split.train), len(split.validation)) == (70, 30)
+    numbers = np.concatenate([split.train.images, split.validation.images])[:, 0, 0, 0]
+    assert sorted(numbers.tolist()) == list(range(100))  # disjoint, and all of them
+    for part in (split.train, split.validation):
+        np.testing.assert_array_equal(part.labels, part.images[:, 0, 0, 0] % 3)
+    assert split.test is dataset.test
+    assert dataset.validation is None  # the argument is left as it was
+    assert len(dataset.train) == 100
+
+
+def test_split_validation_is_seeded() -> None:
+    def chosen(seed: int) -> list[int]:
+        validation = split_validation(numbered(100), 10, seed).validation
+        assert validation is not None
+        return validation.images[:, 0, 0, 0].tolist()
+
+    assert chosen(0) == chosen(0)
+    assert chosen(0) != chosen(1)
+    assert chosen(0) == sorted(np.random.RandomState(0).permutation(100)[:10].tolist())
+
+
+@pytest.mark.parametrize("size", [-1, 0, 100, 101])
+def test_split_validation_refuses(size: int) -> None:
+    with pytest.raises(UserError, match=f"--data.validation-size {size}: choose between 1 and 99"):
+        split_validation(numbered(100), size, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cifar-10", "did you mean 'cifar10'"), ("digit", "did you mean 'digits'"), ("xyz", "choose")],
+)
+def test_unknown_name(name: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"unknown data set '{name}'.*{hint}"):
+        load_dataset(name, "/nowhere")

@@ -1,0 +1,99 @@
+"""Batches: a pure function of (seed, step) that sees every image once an epoch."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.data import Split
+from resnet_jax.data.pipeline import (
+    Preprocessing,
+    batch_indices,
+    make_sample_batch,
+    make_take_batch,
+    per_pixel_mean,
+)
+
+PLAIN = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
+
+
+def stream(steps, *, seed=0, batch_size, num_images):
+    indices = jax.jit(partial(batch_indices, batch_size=batch_size, num_images=num_images))
+    return np.concatenate([indices(jax.random.key(seed), jnp.int32(step)) for step in range(steps)])
+
+
+@pytest.mark.parametrize(("batch_size", "num_images"), [(7, 23), (5, 20), (23, 23), (20, 21)])
+def test_every_image_once_an_epoch_without_a_dropped_remainder(batch_size, num_images):
+    order = stream(40, batch_size=batch_size, num_images=num_images)
+    epochs = [order[start : start + num_images] for start in range(0, len(order) - num_images + 1, num_images)]
+    assert len(epochs) >= 8
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(num_images))
+    assert len({epoch.tobytes() for epoch in epochs}) == len(epochs)  # a new order in every epoch
+
+
+def test_the_order_follows_from_seed_and_step_alone():
+    order = stream(12, batch_size=7, num_images=23)
+    late = batch_indices(jax.random.key(0), jnp.int32(11), batch_size=7, num_images=23)  # nothing came before
+    np.testing.assert_array_equal(order[77:], late)
+    assert (order != stream(12, seed=1, batch_size=7, num_images=23)).any()
+
+
+def test_the_last_step_of_the_paper_does_not_overflow():
+    indices = batch_indices(jax.random.key(0), jnp.int32(63_999), batch_size=128, num_images=50_000)
+    assert len(set(np.asarray(indices).tolist())) > 120
+    assert 0 <= indices.min()
+    assert indices.max() < 50_000
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    with pytest.raises(ValueError, match="128 is larger than the data set of 100"):
+        batch_indices(jax.random.key(0), jnp.int32(0), batch_size=128, num_images=100)
+
+
+def make_split(count):
+    images = np.random.RandomState(0).randint(0, 256, (count, 6, 6, 3)).astype(np.uint8)
+    return jnp.array(images), jnp.arange(count)
+
+
+def test_labels_stay_with_their_images():
+    split = make_split(40)
+    sample = make_sample_batch(jax.random.key(0), PLAIN, batch_size=16, num_images=40, padding=0, flip=False)
+    batch = jax.jit(sample)(split, jnp.int32(3))
+    np.testing.assert_allclose(batch.images, np.asarray(split[0])[batch.labels] / np.float32(255), rtol=1e-6)
+    assert batch.mask.all()
+
+
+def test_augmentation_changes_with_the_step_but_not_with_anything_else():
+    split = (jnp.tile(make_split(1)[0], (8, 1, 1, 1)), jnp.zeros(8, jnp.int32))  # one image: only augmentation differs
+    sample = jax.jit(make_sample_batch(jax.random.key(0), PLAIN, batch_size=8, num_images=8, padding=2, flip=True))
+    first, again, later = (sample(split, jnp.int32(step)).images for step in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert (np.asarray(first) != np.asarray(later)).any()
+
+
+def test_padding_is_zero_after_normalization():
+    split = (jnp.full((8, 4, 4, 3), 255, jnp.uint8), jnp.zeros(8, jnp.int32))
+    preprocessing = Preprocessing(np.full(3, 0.25, np.float32), np.ones(3, np.float32))
+    sample = make_sample_batch(jax.random.key(0), preprocessing, batch_size=8, num_images=8, padding=2, flip=False)
+    assert set(np.unique(sample(split, jnp.int32(0)).images)) == {0, 0.75}
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 10, 16])
+def test_evaluation_sees_every_image_exactly_once(batch_size):
+    split = make_split(10)
+    take = jax.jit(make_take_batch(PLAIN, batch_size=batch_size))
+    batches = [take(split, jnp.int32(number)) for number in range(-(-10 // batch_size))]
+    labels = np.concatenate([batch.labels[batch.mask] for batch in batches])
+    np.testing.assert_array_equal(labels, np.arange(10))
+    images = np.concatenate([batch.images[batch.mask] for batch in batches])
+    np.testing.assert_allclose(images, np.asarray(split[0]) / np.float32(255), rtol=1e-6)
+
+
+def test_per_pixel_mean():
+    images = np.random.RandomState(0).randint(0, 256, (1000, 2, 2, 3)).astype(np.uint8)
+    mean = per_pixel_mean(Split(images, np.zeros(1000, np.int32)))
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(mean, images.astype(np.float64).mean(0) / 255, rtol=1e-6)

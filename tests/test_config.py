@@ -1,0 +1,162 @@
+"""Configuration: files, overrides, JSON, and one clear line for each mistake."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.command_line import load_config
+from resnet_jax.config import Config, difference, field_names, from_json, get_field, to_json
+from resnet_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_there_is_one_config_for_each_experiment():
+    residual = {f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)}
+    plain = {f"cifar10_plain{depth}" for depth in (20, 32, 44, 56, 110)}
+    assert {path.stem for path in CONFIGS} == residual | plain | {"digits_resnet20"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_follow_the_paper(path):
+    config = load_config([str(path)])
+    assert config.run.workdir == f"runs/{path.stem}"
+    if config.data.name == "digits":
+        return
+    depth = int(path.stem.removeprefix("cifar10_resnet").removeprefix("cifar10_plain"))
+    assert config.model.depth == depth
+    assert config.model.shortcut == ("none" if "plain" in path.stem else "A")
+    warmup = "steps" if "resnet110" in path.stem or "1202" in path.stem else "none"
+    expected = {
+        "data.name": "cifar10", "data.batch_size": 128, "data.padding": 4, "data.flip": True,
+        "data.mean": None, "data.std": (1, 1, 1), "data.validation_size": 0, "model.bn_group_size": 64,
+        "optim.learning_rate": 0.1, "optim.boundaries": (32_000, 48_000), "optim.momentum": 0.9,
+        "optim.weight_decay": 1e-4, "optim.weight_decay_on": "all", "optim.warmup": warmup,
+        "optim.warmup_learning_rate": 0.01, "optim.warmup_steps": 400, "optim.warmup_error": 80,
+        "run.steps": 64_000,
+    }  # fmt: skip
+    assert {name: get_field(config, name) for name in expected} == expected
+
+
+def test_overrides():
+    args = (
+        "--run.workdir w --run.steps 5 --run.seed 7 --data.dir d --data.batch-size 64 --model.depth 32"
+        " --model.shortcut B --optim.learning-rate 0.05 --optim.boundaries 3 4 --model.bn-group-size None"
+        " --data.mean 0.5 0.4 0.3 --data.no-flip"
+    )
+    config = load_config([str(ROOT / "configs/cifar10_resnet20.py"), *args.split()])
+    changed = {name: get_field(config, name) for name in field_names() if get_field(config, name) != get_field(Config(), name)}
+    assert changed == {
+        "run.workdir": "w", "run.steps": 5, "run.seed": 7, "data.dir": "d", "data.batch_size": 64,
+        "model.depth": 32, "model.shortcut": "B", "optim.learning_rate": 0.05, "optim.boundaries": (3, 4),
+        "model.bn_group_size": None, "data.mean": (0.5, 0.4, 0.3), "data.flip": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--model.dept 20", "unknown option --model.dept; did you mean --model.depth"),
+        ("--lr 1", "unknown option --lr"),
+        ("--model.shortcut D", "invalid choice 'D' for argument '--model.shortcut'"),
+        ("--model.depth twenty", "--model.depth: invalid literal for int"),
+        ("--run.steps", "Missing value for argument '--run.steps'"),
+        ("--run.steps 0", "--run.steps must be at least 1; got 0"),
+        ("--data.batch-size 0", "--data.batch-size must be at least 1"),
+        ("--data.batch-size 100", "a batch of 100 .* does not divide into BN groups of 64"),
+        ("--model.bn-group-size 0", "BN groups of 0"),
+        ("--optim.learning-rate nan", "--optim.learning-rate must be above 0"),
+        ("--optim.learning-rate inf", "--optim.learning-rate must be above 0"),
+        ("--optim.momentum 1", "--optim.momentum must be from 0"),
+        ("--optim.weight-decay -1", "--optim.weight-decay must be at least 0"),
+        ("--data.std 0 1 1", "--data.std must be above 0"),
+        ("--run.seed -1", "--run.seed must be at least 0"),
+        ("stray", "unknown option stray"),
+    ],
+)
+def test_mistakes_on_the_command_line(args, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config([str(ROOT / "configs/cifar10_resnet20.py"), *args.split()])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no config file .*; did you mean .*/config.py"),
+        ("x = (", "SyntaxError"),
+        ("x = 1", "has no attribute 'get_config'"),
+        ("def get_config(): return 3", "must return a Config, not int"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path, text, message):
+    (tmp_path / "config.py").write_text(text or "")
+    with pytest.raises(UserError, match=message):
+        load_config([str(tmp_path / ("config.py" if text else "confg.py"))])
+
+
+def test_no_file_at_all():
+    with pytest.raises(UserError, match="which configuration"):
+        load_config([])
+
+
+def test_help_explains_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_config(["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name in field_names():
+        flag = f"--{name.replace('_', '-')} "
+        assert flag in text.replace(",", " ,"), flag
+    assert "Images that share BN statistics" in text
+
+
+def test_json_is_read_back():
+    config = dataclasses.replace(Config(), data=dataclasses.replace(Config().data, mean=(0.5, 0.4, 0.25)))
+    assert from_json(to_json(config), "here") == config
+    assert len(json.loads(to_json(config))["optim"]) == 10
+
+
+def test_a_field_that_an_older_version_did_not_have_keeps_its_default():
+    data = json.loads(to_json(Config()))
+    del data["model"]["zero_channels"]
+    assert from_json(json.dumps(data), "here") == Config()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["model"].update(depht=20), "unknown field 'depht'; did you mean depth"),
+        (lambda data: data["model"].update(depth="20"), "model.depth"),
+        (lambda data: data["model"].update(shortcut="D"), "model.shortcut"),
+        (lambda data: data["data"].update(mean=[1, 2]), "data.mean"),
+        (lambda data: data["run"].update(steps=-1), "--run.steps must be at least 1"),
+        (lambda data: data.update(model=[]), "expected an object"),
+        (lambda data: data.update(extra={}), "unknown field 'extra'"),
+    ],
+)
+def test_mistakes_in_the_json(change, message):
+    data = json.loads(to_json(Config()))
+    change(data)
+    with pytest.raises(UserError, match=f"here is not a configuration.*{message}"):
+        from_json(json.dumps(data), "here")
+
+
+def test_truncated_json():
+    with pytest.raises(UserError, match="here is not a configuration"):
+        from_json(to_json(Config())[:-10], "here")
+
+
+def test_what_may_change_when_a_run_is_resumed():
+    def change(**groups):
+        fields = {name: dataclasses.replace(getattr(Config(), name), **values) for name, values in groups.items()}
+        return dataclasses.replace(Config(), **fields)
+
+    assert difference(Config(), Config()) is None
+    assert difference(Config(), change(run={"steps": 100, "workdir": "x"}, data={"dir": "elsewhere"})) is None
+    assert difference(Config(), change(model={"depth": 32})) == "model.depth is 20 there and 32 here"
+    assert difference(Config(), change(run={"seed": 1})) == "run.seed is 0 there and 1 here"

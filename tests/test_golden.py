@@ -1,0 +1,137 @@
+"""Compare depth-20 networks with golden values of an independent PyTorch implementation in float64."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnet_jax.models import cifar_resnet
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from golden.inputs import make_batch, make_tensors, sample
+
+TOLERANCE = 1e-4  # of the root mean square of the golden tensor: small gradients count like large ones
+GROUP_SIZES = {"groups": 4, "whole": None}
+CASES = [("none", "groups"), ("A", "groups"), ("B", "groups"), ("C", "groups"), ("A", "whole")]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(Path(__file__).parent / "golden" / "cifar_resnet20.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    # GPUs and TPUs otherwise multiply float32 with 10 or 8 bits of mantissa.
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def build(shortcut, **options):
+    """Return (model, params, batch_stats) with the golden values' parameters, both flat {name: array}."""
+    model = cifar_resnet(20, num_classes=10, shortcut=shortcut, **options)
+    images, _ = make_batch()
+    variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+    flat = (flatten_dict(variables[collection], sep="/") for collection in ("params", "batch_stats"))
+    return model, *(make_tensors({name: value.shape for name, value in values.items()}) for values in flat)
+
+
+def nest(params, batch_stats):
+    return {
+        "params": unflatten_dict(params, sep="/"),
+        "batch_stats": unflatten_dict(batch_stats, sep="/"),
+    }
+
+
+def assert_close(name, actual, expected, rms=None):
+    """Assert that no element is off by more than TOLERANCE of the root mean square of the whole tensor."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, name
+    rms = np.sqrt(np.mean(expected**2)) if rms is None else rms
+    error = np.max(np.abs(actual - expected)) / rms
+    assert error <= TOLERANCE, f"{name}: relative error {error:.2e}"
+
+
+def assert_summary_close(name, actual, norm, samples):
+    """Compare a tensor with the golden L2 norm and 32 golden samples of it."""
+    actual = np.asarray(actual, np.float64)
+    assert_close(f"norm of {name}", np.linalg.norm(actual), norm)
+    assert_close(name, sample(actual), samples, rms=norm / np.sqrt(actual.size))
+
+
+def assert_batch_stats_close(golden, prefix, old, new, running_variance):
+    """Compare running statistics by what the step added to them, in which a wrong variance shows most."""
+    bns = sorted(name.removesuffix("/mean") for name in old if name.endswith("/mean"))
+    sizes = [old[f"{bn}/mean"].size for bn in bns]
+    for kind, key in (("mean", "mean"), ("var", f"var_{running_variance}")):
+        expected = np.split(golden[f"{prefix}/{key}"], np.cumsum(sizes)[:-1])
+        for bn, value in zip(bns, expected, strict=True):
+            name = f"{bn}/{kind}"
+            kept = 0.9 * old[name].astype(np.float64)
+            assert_close(name, new[name] - kept, value - kept)
+
+
+@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
+def test_names_are_the_checkpoint_format(golden, shortcut):
+    _, params, batch_stats = build(shortcut)
+    assert sorted(params) == golden[f"{shortcut}/param_names"].tolist()
+    assert sorted(batch_stats) == golden[f"{shortcut}/stats_names"].tolist()
+
+
+@pytest.mark.parametrize("shortcut", ["none", "A", "B", "C"])
+def test_evaluation(golden, shortcut):
+    model, *variables = build(shortcut)
+    images, _ = make_batch()
+
+    @jax.jit
+    def evaluate(variables):
+        logits = model.apply(variables, images, train=False)
+        return logits, model.apply(variables, images, train=False, method="features")
+
+    logits, features = evaluate(nest(*variables))
+    assert logits.dtype == jnp.float32
+    assert_close("logits", logits, golden[f"{shortcut}/eval/logits"])
+    for stage in ("stage1", "stage2", "stage3"):
+        prefix = f"{shortcut}/eval/{stage}"
+        assert_summary_close(stage, features[stage], golden[f"{prefix}_norm"], golden[f"{prefix}_samples"])
+
+
+@pytest.mark.parametrize(("shortcut", "groups"), CASES)
+def test_training_step(golden, shortcut, groups):
+    model, params, batch_stats = build(
+        shortcut, bn_group_size=GROUP_SIZES[groups], running_variance="unbiased", bn_decay=0.9
+    )
+    images, labels = make_batch()
+
+    def loss_fn(params):
+        logits, updates = model.apply(nest(params, batch_stats), images, train=True, mutable=["batch_stats"])
+        log_probs = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
+        return loss, (logits, updates["batch_stats"])
+
+    (loss, (logits, updates)), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+    prefix = f"{shortcut}/{groups}"
+    assert_close("logits", logits, golden[f"{prefix}/logits"])
+    assert_close("loss", loss, golden[f"{prefix}/loss"])
+    norms, samples = golden[f"{prefix}/grad_norms"], golden[f"{prefix}/grad_samples"]
+    for name, norm, values in zip(golden[f"{shortcut}/param_names"], norms, samples, strict=True):
+        assert_summary_close(f"gradient of {name}", grads[name], norm, values)
+    assert_batch_stats_close(golden, prefix, batch_stats, flatten_dict(updates, sep="/"), "unbiased")
+
+
+@pytest.mark.parametrize(("shortcut", "groups"), CASES)
+def test_biased_running_variance(golden, shortcut, groups):
+    model, params, batch_stats = build(
+        shortcut, bn_group_size=GROUP_SIZES[groups], running_variance="biased", bn_decay=0.9
+    )
+    images, _ = make_batch()
+    train = jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]))
+    _, updates = train(nest(params, batch_stats))
+    new = flatten_dict(updates["batch_stats"], sep="/")
+    assert_batch_stats_close(golden, f"{shortcut}/{groups}", batch_stats, new, "biased")

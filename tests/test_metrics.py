@@ -1,0 +1,54 @@
+"""Sums and counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.metrics import compute_metrics
+
+
+def batch(count, seed=0, classes=4):
+    random = np.random.RandomState(seed)
+    logits = random.normal(size=(count, classes)).astype(np.float32)
+    return logits, random.exponential(size=count).astype(np.float32), random.randint(0, classes, count)
+
+
+def test_sums_by_class_against_numpy():
+    logits, losses, labels = batch(50)
+    mask = np.arange(50) < 37
+    metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.array(mask))
+    wrong = logits.argmax(1) != labels
+    for label in range(4):
+        members = (labels == label) & mask
+        assert metrics.count[label] == members.sum()
+        assert metrics.errors[label] == (members & wrong).sum()
+        assert metrics.loss[label] == pytest.approx(losses[members].sum(), rel=1e-5)
+    assert metrics.images == 37
+    assert metrics.top1_error == pytest.approx(100 * (wrong & mask).sum() / 37)
+    assert metrics.mean_loss == pytest.approx(losses[mask].mean(), rel=1e-5)
+
+
+def test_a_sum_over_ragged_batches_is_the_whole():
+    logits, losses, labels = batch(50)
+    whole = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.ones(50, bool))
+    parts = [
+        compute_metrics(*(jnp.array(x[a:b]) for x in (logits, losses, labels)), jnp.ones(b - a, bool))
+        for a, b in ((0, 32), (32, 49), (49, 50))
+    ]
+    total = parts[0] + parts[1] + parts[2]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), total, whole)
+
+
+def test_masked_images_do_not_count_even_if_their_loss_is_not_finite():
+    logits, losses, labels = batch(4)
+    losses[3] = np.nan
+    mask = jnp.array([True, True, True, False])
+    metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), mask)
+    assert np.isfinite(metrics.mean_loss)
+    assert metrics.images == 3
+
+
+def test_a_class_without_images_has_no_error():
+    metrics = compute_metrics(jnp.eye(3), jnp.zeros(3), jnp.array([0, 1, 0]), jnp.ones(3, bool))
+    np.testing.assert_array_equal(metrics.class_errors, [50, 0, np.nan])

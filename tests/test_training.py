@@ -1,0 +1,251 @@
+"""Training runs on a made-up data set: records, checkpoints, resuming, stopping, mistakes."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import training
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from resnet_jax.data import Dataset, Split
+from resnet_jax.errors import DivergedError, Interrupted, UserError
+from resnet_jax.evaluate import evaluate_workdir
+from resnet_jax.experiment import Experiment, load_data
+from resnet_jax.logs import RunLog, read_records
+from resnet_jax.training import train
+from resnet_jax.workdir import load_preprocessing
+
+
+def make_split(count: int, seed: int) -> Split:
+    """Images of 3 classes that differ in colour, with noise."""
+    random = np.random.RandomState(seed)
+    labels = random.randint(0, 3, count).astype(np.int32)
+    images = random.randint(0, 120, (count, 8, 8, 3))
+    images[np.arange(count), :, :, labels] += 80
+    return Split(images.astype(np.uint8), labels)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_dataset():
+    """Stand in for every data set."""
+    dataset = Dataset("tiny", make_split(101, seed=0), make_split(53, seed=1), ("red", "green", "blue"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_jax.experiment.load_dataset", lambda name, data_dir: dataset)
+        yield
+
+
+def make_config(workdir, *, optim=None, **run) -> Config:
+    return Config(
+        model=ModelConfig(depth=8, bn_group_size=8),
+        data=DataConfig(batch_size=16, eval_batch_size=20, padding=1),
+        optim=OptimConfig(**{"learning_rate": 0.05, "boundaries": (10,), **(optim or {})}),
+        run=RunConfig(**{"workdir": str(workdir), "steps": 12, "log_every": 5, "eval_every": 6, "save_every": 4, **run}),
+    )
+
+
+def saved_state(workdir, config, step=None):
+    experiment = Experiment(config, load_data(config), load_preprocessing(workdir))
+    checkpoints = Checkpoints(workdir, read_only=True)
+    return jax.device_get(checkpoints.restore(experiment.abstract_state(), step or checkpoints.latest()))
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def without_times(records):
+    changing = {"time", "images_per_second", "compile_seconds"}
+    return [{k: v for k, v in record.items() if k not in changing} for record in records if record["kind"] != "start"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_dataset, tmp_path_factory):
+    """An undisturbed run of 12 steps and its final metrics."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    return workdir, train(make_config(workdir))
+
+
+def test_a_run_learns_and_records_what_it_did(finished):
+    workdir, metrics = finished
+    assert metrics.images == 53
+    assert metrics.top1_error < 20  # 67 % by chance
+    records = read_records(workdir)
+    assert [(r["kind"], r["step"]) for r in records] == [
+        ("start", 0), ("train", 4), ("train", 5), ("train", 6), ("test", 6), ("train", 8), ("train", 10),
+        ("train", 12), ("test", 12),
+    ]  # fmt: skip
+    train_records = [r for r in records if r["kind"] == "train"]
+    assert sum(r["images"] for r in train_records) == 12 * 16
+    assert [r["learning_rate"] for r in train_records] == pytest.approx([0.05] * 5 + [0.005])
+    assert records[-1]["error"] == pytest.approx(metrics.top1_error)
+    assert records[-1]["loss"] == pytest.approx(metrics.mean_loss)
+    events = b"".join(path.read_bytes() for path in (workdir / "tensorboard").iterdir())
+    assert all(tag in events for tag in (b"train/loss", b"train/learning_rate", b"test/error"))
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "config.json").read_text())["model"]["depth"] == 8
+    assert Checkpoints(workdir, read_only=True).steps() == [4, 8, 12]
+
+
+def test_a_resumed_run_ends_with_the_same_bits_and_records(finished, tmp_path):
+    workdir, metrics = finished
+    train(make_config(tmp_path / "run", steps=8))
+    (tmp_path / "run" / "curves.png").unlink()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:  # of steps after the last checkpoint
+        file.write('{"kind": "train", "step": 9, "error": 1.0}\n{"kind": "tr')
+    resumed = train(make_config(tmp_path / "run"))
+    config = make_config(workdir)
+    assert_same_bits(saved_state(tmp_path / "run", config), saved_state(workdir, config))
+    assert_same_bits(resumed, metrics)
+    whole, parts = (without_times(read_records(path)) for path in (workdir, tmp_path / "run"))
+    assert [r for r in parts if (r["kind"], r["step"]) != ("test", 8)] == whole
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_finished_run_is_only_evaluated_again(finished):
+    workdir, metrics = finished
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
+    assert_same_bits(train(make_config(workdir)), metrics)
+    assert {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")} == before
+    with pytest.raises(UserError, match="is at step 12 already, beyond --run.steps 5"):
+        train(make_config(workdir, steps=5))
+
+
+def test_evaluation_needs_only_the_work_directory(finished):
+    workdir, metrics = finished
+    evaluation = evaluate_workdir(workdir)
+    assert evaluation.step == 12
+    assert_same_bits(evaluation.metrics, metrics)
+    result = json.loads(json.dumps(evaluation.to_dict()))
+    assert result["count"] == 53
+    assert result["top1_error"] == metrics.top1_error
+    assert set(result["class_errors"]) == {"red", "green", "blue"}
+    assert evaluate_workdir(workdir, step=4).metrics.mean_loss != metrics.mean_loss
+
+
+def test_evaluation_of_what_is_not_there(finished, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint of step 5; there are: 4, 8, 12"):
+        evaluate_workdir(finished[0], step=5)
+    with pytest.raises(UserError, match="is not a work directory"):
+        evaluate_workdir(tmp_path)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, signum):
+    config = make_config(tmp_path / "run")
+    write = RunLog.train
+
+    def write_and_stop(self, step, *args, **kwargs):
+        write(self, step, *args, **kwargs)
+        if step == 6:
+            os.kill(os.getpid(), signum)
+
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "train", write_and_stop)
+        with pytest.raises(Interrupted, match=rf"stopped by {signum.name} after step 7, which is saved in .*run;") as stop:
+            train(config)
+    assert stop.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) is before
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 7
+    train(config)
+    assert_same_bits(saved_state(tmp_path / "run", config), saved_state(finished[0], config))
+
+
+def test_a_run_that_diverges_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    # 5 good steps, then a rate that makes the parameters overflow.
+    optim = {"warmup": "steps", "warmup_steps": 5, "warmup_learning_rate": 0.01, "learning_rate": 1e30}
+    config = make_config(tmp_path / "run", optim=optim, save_every=2)
+    with pytest.raises(DivergedError, match=r"the (loss|gradient) is (nan|inf) at step 7; .*checkpoint is step 6"):
+        train(config)
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 6
+
+
+def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
+    optim = {"warmup": "error", "warmup_error": 60.0, "warmup_learning_rate": 0.01, "boundaries": ()}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = {"steps": 50, "log_every": 1, "eval_every": 50, "save_every": 25}
+    config = make_config(whole, optim=optim, **steps)
+    train(config)
+    rates = [r["learning_rate"] for r in read_records(whole) if r["kind"] == "train"]
+    assert rates[:30] == pytest.approx([0.01] * 30)
+    assert rates[-1] == pytest.approx(0.05)
+    train(make_config(parts, optim=optim, **{**steps, "steps": 25}))
+    train(make_config(parts, optim=optim, **steps))
+    assert_same_bits(saved_state(whole, config), saved_state(parts, config))
+
+
+def test_the_last_checkpoints_and_the_best_on_validation_stay(tmp_path):
+    config = make_config(tmp_path, steps=12, save_every=2, keep=2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_size=30))
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, workdir=str(tmp_path / "run")))
+    train(config)
+    records = [r for r in read_records(tmp_path / "run") if r["kind"] == "validation"]
+    assert [r["step"] for r in records] == [2, 4, 6, 8, 10, 12]
+    assert {r["images"] for r in records} == {30}
+    errors = {r["step"]: r["error"] for r in records}
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    best = checkpoints.best()
+    assert errors[best] == min(errors.values())
+    assert checkpoints.steps() == sorted({best, 10, 12})
+
+
+def test_without_a_validation_split_the_test_images_choose_nothing(finished):
+    assert Checkpoints(finished[0], read_only=True).best() is None
+
+
+def changed(config, group, **fields):
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **fields)})
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "message"),
+    [
+        ("model", {"depth": 21}, r"--model.depth: depth must be 6n\+2: .* got 21"),
+        ("data", {"batch_size": 128}, "a batch of 128 is larger than the 101 training images of tiny"),
+        ("data", {"validation_size": 101}, "--data.validation-size 101: choose between 1 and 100"),
+        ("optim", {"boundaries": (5, 5)}, "--optim.boundaries: .*must increase"),
+        ("run", {"workdir": None}, "--run.workdir is not set"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(tmp_path, group, fields, message):
+    with pytest.raises(UserError, match=message):
+        train(changed(make_config(tmp_path / "run"), group, **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_the_devices_cannot_divide(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    with pytest.raises(UserError, match="--data.batch-size 16 does not divide over 3 devices: choose a multiple of 3"):
+        train(make_config(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_directories_that_cannot_be_used(finished, tmp_path):
+    workdir, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    with pytest.raises(UserError, match="another configuration: model.depth is 8 there and 14 here"):
+        train(changed(make_config(workdir), "model", depth=14))
+    assert sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*")) == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file exists and is not a work directory"):
+        train(make_config(tmp_path / "file"))
+    with pytest.raises(UserError, match="cannot write the work directory .*Not a directory"):
+        train(make_config(tmp_path / "file" / "run"))
+    with pytest.raises(UserError, match="exists and is not a work directory"):
+        train(make_config(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_progress_bar_of_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    monkeypatch.setattr(training, "_SECONDS_BETWEEN_UPDATES", 0.0)
+    train(make_config(tmp_path / "run"))
+    out = capsys.readouterr().out
+    assert "12/12" in out
+    assert "images/s" in out
+    assert "loss" in out

@@ -1,0 +1,19 @@
+"""Train a network: python train.py CONFIG [--overrides], for example configs/digits_resnet20.py."""
+
+from collections.abc import Sequence
+
+from resnet_jax.command_line import load_config, run_command
+
+
+def main(args: Sequence[str]) -> int:
+    config = load_config(args)
+    from resnet_jax.training import train  # here, so that --help and mistakes answer at once
+
+    metrics = train(config)
+    print(f"\ntest error {metrics.top1_error:.2f} % ({metrics.images:,} images), loss {metrics.mean_loss:.4f}")
+    print(f"see {config.run.workdir}/curves.png; evaluate again: python eval.py {config.run.workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
