@@ -15,7 +15,7 @@ _ERROR = "validation_error"
 
 
 class Checkpoints:
-    """The checkpoints of one work directory, in WORKDIR/checkpoints/STEP."""
+    """The checkpoints of one work directory, in WORKDIR/checkpoints/STEP; one process writes at a time."""
 
     def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
         """Open them; `keep` is how many of the last ones stay, beside the best on the validation split."""
@@ -28,6 +28,7 @@ class Checkpoints:
             best_mode="min",
             read_only=read_only,
             create=not read_only,
+            cleanup_tmp_directories=not read_only,  # what a killed run was writing
         )
         self.directory = (workdir / "checkpoints").absolute()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -57,14 +58,18 @@ class Checkpoints:
         if wait:
             self._manager.wait_until_finished()
 
-    def restore(self, abstract_state: Any, step: int) -> TrainState:
-        """Read the state saved at `step` into the shapes, dtypes and shardings of `abstract_state`.
+    def restore(self, abstract_state: Any, step: int | None = None) -> TrainState:
+        """Read the state saved at `step` (None: the last) in the shapes, dtypes and shardings of `abstract_state`.
 
         Raises:
           UserError: no checkpoint of that step.
         """
-        if step not in self.steps():
-            saved = ", ".join(map(str, self.steps())) or "none"
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.directory} holds no checkpoint yet")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            saved = ", ".join(map(str, steps))
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {saved}")
         return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
 

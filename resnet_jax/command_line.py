@@ -28,6 +28,8 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
     except CommandError as error:
         print(f"error: {error}" if error.exit_code <= 2 else error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports SIGINT
 
 
 class ArgumentParser(argparse.ArgumentParser):

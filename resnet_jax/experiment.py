@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from resnet_jax.config import Config, OptimConfig
+from resnet_jax.config import Config, ModelConfig, OptimConfig
 from resnet_jax.data import Dataset, Split, load_dataset, split_validation
 from resnet_jax.data.pipeline import (
     DeviceSplit,
@@ -25,15 +26,16 @@ from resnet_jax.models import ResNet, cifar_resnet
 from resnet_jax.optim import sgd, step_schedule, warm_up_until_error
 from resnet_jax.steps import make_eval_step, make_train_step
 from resnet_jax.train_state import TrainState, create_train_state
+from resnet_jax.workdir import Inputs
 
 
-def build_model(config: Config, num_classes: int) -> ResNet:
+def build_model(config: ModelConfig, num_classes: int) -> ResNet:
     """Build the configured network.
 
     Raises:
       UserError: the depth is not 6n+2.
     """
-    fields = dataclasses.asdict(config.model)
+    fields = dataclasses.asdict(config)
     depth, dtype = fields.pop("depth"), jnp.dtype(fields.pop("dtype"))
     try:
         return cifar_resnet(depth, num_classes=num_classes, dtype=dtype, **fields)
@@ -89,30 +91,40 @@ def load_data(config: Config) -> Dataset:
     return dataset
 
 
-def build_preprocessing(config: Config, dataset: Dataset) -> Preprocessing:
+def describe_inputs(config: Config, dataset: Dataset) -> Inputs:
     """Take the given channel statistics, or the mean image of the training split."""
     given = config.data.mean
     mean = per_pixel_mean(dataset.train) if given is None else np.asarray(given, np.float32)
-    return Preprocessing(mean, np.asarray(config.data.std, np.float32))
+    preprocessing = Preprocessing(mean, np.asarray(config.data.std, np.float32))
+    return Inputs(dataset.image_shape, dataset.class_names, preprocessing)
+
+
+def abstract_state(
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    sharding: jax.sharding.Sharding,
+) -> TrainState:
+    """Return the shapes and dtypes of a state and where to put it, for restoring a checkpoint."""
+    create = partial(create_train_state, model, optimizer, image_shape=image_shape)
+    shapes = jax.eval_shape(create, jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 class Experiment:
     """Model, optimizer and jitted steps of a configuration, on a mesh of all devices.
 
     Attributes:
-      model, optimizer, schedule: see build_model and build_optimizer.
-      replicated: sharding of the state and of the data set, which every device holds whole.
+      model: the network.
       train_step: (state, split) -> (state, StepMetrics); donates the state.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, preprocessing: Preprocessing):
-        """Build everything; nothing is computed yet.
+    def __init__(self, config: Config, inputs: Inputs, num_images: int):
+        """Build everything for a training split of `num_images`; nothing is computed yet.
 
         Raises:
           UserError: a value that does not fit the data or the devices.
         """
-        self._config = config
-        self._image_shape = dataset.image_shape
         devices = jax.device_count()
         for name in ("batch_size", "eval_batch_size"):
             if getattr(config.data, name) % devices:
@@ -120,50 +132,47 @@ class Experiment:
                     f"--data.{name.replace('_', '-')} {getattr(config.data, name)} does not divide over"
                     f" {devices} devices: choose a multiple of {devices}"
                 )
-        mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
-        self.replicated = NamedSharding(mesh, PartitionSpec())
-        by_image = NamedSharding(mesh, PartitionSpec("batch"))
-        self.model = build_model(config, dataset.num_classes)
-        self.optimizer, self.schedule = build_optimizer(config.optim)
+        self.model = build_model(config.model, len(inputs.class_names))
+        self._optimizer, schedule = build_optimizer(config.optim)
+        self._image_shape = inputs.image_shape
+        self._eval_batch_size = config.data.eval_batch_size
         self._init_key, data_key = jax.random.split(jax.random.key(config.run.seed))
+
+        mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
+        self._replicated = NamedSharding(mesh, PartitionSpec())  # the state, and the data set
+        by_image = NamedSharding(mesh, PartitionSpec("batch"))
         sample_batch = make_sample_batch(
             data_key,
-            preprocessing,
+            inputs.preprocessing,
             batch_size=config.data.batch_size,
-            num_images=len(dataset.train),
+            num_images=num_images,
             padding=config.data.padding,
             flip=config.data.flip,
             sharding=by_image,
         )
-        take_batch = make_take_batch(preprocessing, batch_size=config.data.eval_batch_size, sharding=by_image)
+        take_batch = make_take_batch(inputs.preprocessing, batch_size=self._eval_batch_size, sharding=by_image)
         self.train_step = jax.jit(
-            make_train_step(self.model, self.optimizer, self.schedule, sample_batch),
+            make_train_step(self.model, self._optimizer, schedule, sample_batch),
             donate_argnums=0,
-            out_shardings=self.replicated,
+            out_shardings=self._replicated,
         )
-        self._eval_step = jax.jit(make_eval_step(self.model, take_batch), out_shardings=self.replicated)
+        self._eval_step = jax.jit(make_eval_step(self.model, take_batch), out_shardings=self._replicated)
 
     def put(self, split: Split) -> DeviceSplit:
         """Copy a split to every device."""
-        return jax.device_put((split.images, split.labels), self.replicated)
+        return jax.device_put((split.images, split.labels), self._replicated)
 
     def initial_state(self) -> TrainState:
         """Initialize parameters and optimizer on the devices."""
-        return jax.jit(self._create, out_shardings=self.replicated)(self._init_key)
+        create = partial(create_train_state, self.model, self._optimizer, image_shape=self._image_shape)
+        return jax.jit(create, out_shardings=self._replicated)(self._init_key)
 
     def abstract_state(self) -> TrainState:
         """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
-        shapes = jax.eval_shape(self._create, self._init_key)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
-
-    def _create(self, key: jax.Array) -> TrainState:
-        return create_train_state(self.model, self.optimizer, key, self._image_shape)
+        return abstract_state(self.model, self._optimizer, self._image_shape, self._replicated)
 
     def evaluate(self, state: TrainState, split: DeviceSplit) -> Metrics:
         """Evaluate every image of a split once, single view; sums by class as NumPy arrays."""
-        batches = -(-len(split[1]) // self._config.data.eval_batch_size)
+        batches = -(-len(split[1]) // self._eval_batch_size)
         parts = [self._eval_step(state, split, jnp.int32(number)) for number in range(batches)]
-        total = jax.device_get(parts[0])
-        for part in parts[1:]:
-            total = total + jax.device_get(part)
-        return total
+        return sum(jax.device_get(parts[1:]), start=jax.device_get(parts[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,8 @@ def compute_metrics(logits: jax.Array, losses: jax.Array, labels: jax.Array, mas
       labels: [N] int32.
       mask: [N] bool, False where an image does not count.
     """
+    chex.assert_equal_shape([losses, labels, mask])  # [N] each; [N, 1] would broadcast silently
+    chex.assert_shape(logits, (len(labels), None))
     member = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]  # [N, num_classes]
     wrong = (logits.argmax(-1) != labels).astype(jnp.float32)
     # A sum, not a matrix product: TPUs and GPUs would round the losses to bfloat16 or TF32.

@@ -15,11 +15,11 @@ from resnet_jax.analysis.curves import plot_curves
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config
 from resnet_jax.errors import DivergedError, Interrupted, UserError
-from resnet_jax.experiment import Experiment, build_preprocessing, load_data
+from resnet_jax.experiment import Experiment, describe_inputs, load_data
 from resnet_jax.logs import RunLog
 from resnet_jax.metrics import Metrics
 from resnet_jax.steps import StepMetrics
-from resnet_jax.workdir import check_workdir, create_workdir, is_workdir, load_preprocessing
+from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
 
 # How many steps the host may run ahead of the device: enough to keep it busy, few enough to stop promptly.
 _RUN_AHEAD = 2
@@ -40,20 +40,24 @@ def train(config: Config) -> Metrics:
     check_workdir(workdir, config)
     dataset = load_data(config)
     resumes = is_workdir(workdir)
-    preprocessing = load_preprocessing(workdir) if resumes else build_preprocessing(config, dataset)
-    experiment = Experiment(config, dataset, preprocessing)
+    inputs = load_inputs(workdir) if resumes else describe_inputs(config, dataset)
+    check_classes(inputs, dataset)
+    experiment = Experiment(config, inputs, num_images=len(dataset.train))
     if not resumes:
-        create_workdir(workdir, config, preprocessing)
+        create_workdir(workdir, config, inputs)
 
-    checkpoints = Checkpoints(workdir, keep=config.run.keep)
-    start = checkpoints.latest() or 0
-    if start > config.run.steps:
-        raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.run.steps}")
+    try:
+        checkpoints = Checkpoints(workdir, keep=config.run.keep)
+        start = checkpoints.latest() or 0
+        if start > config.run.steps:
+            raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.run.steps}")
+        run_log = RunLog(workdir, step=start, steps=config.run.steps)
+    except OSError as error:
+        raise UserError(f"cannot write the work directory {workdir}: {error}") from error
     state = checkpoints.restore(experiment.abstract_state(), start) if start else experiment.initial_state()
-
     train_split, test_split = experiment.put(dataset.train), experiment.put(dataset.test)
     validation_split = experiment.put(dataset.validation) if dataset.validation else None
-    with StopSignal() as stop, RunLog(workdir, step=start, steps=config.run.steps) as log:
+    with StopSignal() as stop, run_log as log:
         if start:
             log.say(f"{workdir}: going on after step {start}")
         if start == config.run.steps:

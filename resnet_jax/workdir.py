@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from resnet_jax.config import Config, difference, from_json, to_json
+from resnet_jax.data import Dataset
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 
@@ -30,7 +33,15 @@ def check_workdir(path: Path, config: Config) -> None:
         raise UserError(f"{path} exists and is not a work directory of this program; choose another --run.workdir")
 
 
-def create_workdir(path: Path, config: Config, preprocessing: Preprocessing) -> None:
+class Inputs(NamedTuple):
+    """What the weights take and give: image size (H, W, C), names of the classes, preprocessing."""
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+def create_workdir(path: Path, config: Config, inputs: Inputs) -> None:
     """Make the folder, complete or not at all.
 
     Raises:
@@ -41,7 +52,9 @@ def create_workdir(path: Path, config: Config, preprocessing: Preprocessing) -> 
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(to_json(config))
-        np.savez(partial / "preprocessing.npz", mean=preprocessing.mean, std=preprocessing.std)
+        np.savez(partial / "preprocessing.npz", **inputs.preprocessing._asdict())
+        described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
+        (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
         partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -61,15 +74,26 @@ def load_config(path: Path) -> Config:
     return from_json(text, str(path / "config.json"))
 
 
-def load_preprocessing(path: Path) -> Preprocessing:
-    """Read the mean and std that belong to the weights of a work directory.
+def check_classes(inputs: Inputs, dataset: Dataset) -> None:
+    """Raise UserError if a data set has other classes than the weights."""
+    if inputs.class_names != dataset.class_names:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but the weights are for"
+            f" {', '.join(inputs.class_names)}; check --data.dir"
+        )
+
+
+def load_inputs(path: Path) -> Inputs:
+    """Read what belongs to the weights of a work directory.
 
     Raises:
-      UserError: they are not there or damaged.
+      UserError: it is not there or damaged.
     """
-    file = path / "preprocessing.npz"
     try:
-        with np.load(file) as arrays:
-            return Preprocessing(arrays["mean"], arrays["std"])
+        described = json.loads((path / "inputs.json").read_text())
+        with np.load(path / "preprocessing.npz") as arrays:
+            preprocessing = Preprocessing(arrays["mean"], arrays["std"])
+        height, width, channels = described["image_shape"]
+        return Inputs((height, width, channels), tuple(described["class_names"]), preprocessing)
     except Exception as error:  # np.load raises half a dozen types for a damaged file
-        raise UserError(f"cannot read {file}: {error}") from error
+        raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {error}") from error

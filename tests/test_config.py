@@ -48,7 +48,9 @@ def test_overrides():
         " --data.mean 0.5 0.4 0.3 --data.no-flip"
     )
     config = load_config([str(ROOT / "configs/cifar10_resnet20.py"), *args.split()])
-    changed = {name: get_field(config, name) for name in field_names() if get_field(config, name) != get_field(Config(), name)}
+    changed = {
+        name: get_field(config, name) for name in field_names() if get_field(config, name) != get_field(Config(), name)
+    }
     assert changed == {
         "run.workdir": "w", "run.steps": 5, "run.seed": 7, "data.dir": "d", "data.batch_size": 64,
         "model.depth": 32, "model.shortcut": "B", "optim.learning_rate": 0.05, "optim.boundaries": (3, 4),

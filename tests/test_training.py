@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -13,12 +14,13 @@ from resnet_jax import training
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
+from resnet_jax.data.augment import normalize
 from resnet_jax.errors import DivergedError, Interrupted, UserError
-from resnet_jax.evaluate import evaluate_workdir
-from resnet_jax.experiment import Experiment, load_data
+from resnet_jax.evaluate import evaluate_workdir, load_trained
+from resnet_jax.experiment import Experiment
 from resnet_jax.logs import RunLog, read_records
 from resnet_jax.training import train
-from resnet_jax.workdir import load_preprocessing
+from resnet_jax.workdir import load_inputs
 
 
 def make_split(count: int, seed: int) -> Split:
@@ -44,12 +46,14 @@ def make_config(workdir, *, optim=None, **run) -> Config:
         model=ModelConfig(depth=8, bn_group_size=8),
         data=DataConfig(batch_size=16, eval_batch_size=20, padding=1),
         optim=OptimConfig(**{"learning_rate": 0.05, "boundaries": (10,), **(optim or {})}),
-        run=RunConfig(**{"workdir": str(workdir), "steps": 12, "log_every": 5, "eval_every": 6, "save_every": 4, **run}),
+        run=RunConfig(
+            **{"workdir": str(workdir), "steps": 12, "log_every": 5, "eval_every": 6, "save_every": 4, **run}
+        ),
     )
 
 
 def saved_state(workdir, config, step=None):
-    experiment = Experiment(config, load_data(config), load_preprocessing(workdir))
+    experiment = Experiment(config, load_inputs(workdir), num_images=101)
     checkpoints = Checkpoints(workdir, read_only=True)
     return jax.device_get(checkpoints.restore(experiment.abstract_state(), step or checkpoints.latest()))
 
@@ -127,6 +131,27 @@ def test_evaluation_needs_only_the_work_directory(finished):
     assert evaluate_workdir(workdir, step=4).metrics.mean_loss != metrics.mean_loss
 
 
+def test_a_trained_network_is_loaded_without_the_data(finished):
+    workdir, metrics = finished
+    trained = load_trained(workdir)
+    assert trained.step == 12
+    assert trained.inputs.class_names == ("red", "green", "blue")
+    split = make_split(53, seed=1)  # the test images
+    images = normalize(split.images, *trained.inputs.preprocessing)
+    logits = trained.model.apply(trained.variables, images, train=False)
+    assert int((logits.argmax(-1) != split.labels).sum()) == metrics.errors.sum()
+    losses = -jax.nn.log_softmax(logits)[np.arange(53), split.labels]
+    assert float(losses.mean()) == pytest.approx(metrics.mean_loss, rel=1e-4)
+    assert load_trained(workdir, step=4).step == 4
+
+
+def test_data_with_other_classes_is_refused(finished, monkeypatch):
+    digits = Dataset("other", make_split(101, seed=0), make_split(53, seed=1), ("0", "1", "2"))
+    monkeypatch.setattr("resnet_jax.experiment.load_dataset", lambda name, data_dir: digits)
+    with pytest.raises(UserError, match="other has the classes 0, 1, 2, but the weights are for red, green, blue"):
+        evaluate_workdir(finished[0])
+
+
 def test_evaluation_of_what_is_not_there(finished, tmp_path):
     with pytest.raises(UserError, match="no checkpoint of step 5; there are: 4, 8, 12"):
         evaluate_workdir(finished[0], step=5)
@@ -147,7 +172,9 @@ def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, sig
     before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "train", write_and_stop)
-        with pytest.raises(Interrupted, match=rf"stopped by {signum.name} after step 7, which is saved in .*run;") as stop:
+        with pytest.raises(
+            Interrupted, match=rf"stopped by {signum.name} after step 7, which is saved in .*run;"
+        ) as stop:
             train(config)
     assert stop.value.exit_code == 128 + signum
     assert signal.getsignal(signum) is before
@@ -239,6 +266,14 @@ def test_work_directories_that_cannot_be_used(finished, tmp_path):
     with pytest.raises(UserError, match="exists and is not a work directory"):
         train(make_config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_work_directory_that_became_unwritable(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot write the work directory .*metrics.jsonl"):
+        train(make_config(tmp_path / "run"))
 
 
 def test_the_progress_bar_of_a_terminal(tmp_path, monkeypatch, capsys):

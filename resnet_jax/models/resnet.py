@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ class ResNet(nn.Module):
           "stem" and "stage1", "stage2", ... [N, H', W', C] in `dtype`; "pooled" [N, C] and "logits"
           [N, num_classes] in float32.
         """
+        chex.assert_rank(images, 4)
         make_conv = partial(conv, init_fan=self.init_fan, dtype=self.dtype)
         make_norm = partial(
             BatchNorm,

@@ -10,7 +10,9 @@ from resnet_jax.data.augment import normalize, random_crop, random_flip
 def test_normalize():
     images = jnp.arange(24, dtype=jnp.uint8).reshape(2, 2, 2, 3)
     mean, std = np.array([0.1, 0.2, 0.3], np.float32), np.array([1, 2, 4], np.float32)
-    np.testing.assert_allclose(normalize(images, mean, std), (np.asarray(images) / 255 - mean) / std, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        normalize(images, mean, std), (np.asarray(images) / 255 - mean) / std, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_every_crop_is_a_window_and_every_window_occurs():

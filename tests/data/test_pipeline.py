@@ -44,7 +44,7 @@ def test_the_order_follows_from_seed_and_step_alone():
 def test_the_last_step_of_the_paper_does_not_overflow():
     indices = batch_indices(jax.random.key(0), jnp.int32(63_999), batch_size=128, num_images=50_000)
     assert len(set(np.asarray(indices).tolist())) > 120
-    assert 0 <= indices.min()
+    assert indices.min() >= 0
     assert indices.max() < 50_000
 
 

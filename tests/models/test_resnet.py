@@ -47,7 +47,9 @@ def test_parameter_counts_of_the_projections():
 
 def test_number_of_classes_and_any_depth():
     assert param_count(create_model("resnet20", num_classes=100)) == 269_722 + 90 * 65
-    layers = [path for path in flax.traverse_util.flatten_dict(shapes(cifar_resnet(26))["params"]) if path[-1] == "kernel"]
+    layers = [
+        path for path in flax.traverse_util.flatten_dict(shapes(cifar_resnet(26))["params"]) if path[-1] == "kernel"
+    ]
     assert len(layers) == 26
 
 

@@ -1,0 +1,94 @@
+"""train.py and eval.py as a user runs them: output, exit codes, one line for each mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--run.steps 3 --model.depth 8 --model.bn-group-size 8 --data.batch-size 8 --run.log-every 1"
+    " --run.eval-every 2 --run.save-every 2"
+)
+
+
+def run(*command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **(environment or {})}
+    )
+
+
+def test_train_on_two_devices_then_evaluate_on_one(tmp_path):
+    workdir = str(tmp_path / "runs" / "digits_resnet20")
+    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    train = run(
+        "train.py", "configs/digits_resnet20.py", "--run.workdir", workdir, *SMALL.split(), environment=two_devices
+    )
+    assert train.returncode == 0, train.stderr
+    assert "devices 2" in train.stdout
+    lines = train.stdout.splitlines()
+    assert [line[:8] for line in lines if line.startswith("step")] == [
+        "step 1  ",
+        "step 2  ",
+        "step 2  ",
+        "step 3  ",
+        "step 3  ",
+    ]
+    assert lines[-2].startswith("test error ")
+    assert "(360 images)" in lines[-2]
+    assert train.stderr == ""
+
+    # The checkpoint of two devices is read on one.
+    evaluation = run("eval.py", workdir, "--json")
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert evaluation.stderr == ""
+    *table, last = evaluation.stdout.splitlines()
+    result = json.loads(last)
+    assert table[0].startswith(f"step 3: test error {result['top1_error']:.2f} %")
+    assert len(table) == 11  # and a line a class
+    assert result["count"] == 360
+    assert f"test error {result['top1_error']:.2f} %" in lines[-2]
+    assert json.loads(run("eval.py", workdir, "--json", "--step", "2").stdout.splitlines()[-1])["step"] == 2
+
+    # README's Python example loads the same run.
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    here = {"PYTHONPATH": str(ROOT)}
+    readme = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **here}
+    )
+    assert readme.returncode == 0, readme.stderr
+    assert readme.stdout.splitlines()[-1] == f"test error {result['top1_error']:.2f} %"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train.py", "which configuration?"),
+        ("train.py configs/digits_resnet2.py", "did you mean configs/digits_resnet20.py"),
+        ("train.py configs/digits_resnet20.py --model.dpth 8", "did you mean --model.depth?"),
+        ("train.py configs/digits_resnet20.py --model.depth 21 --run.workdir {tmp}/run", "depth must be 6n+2"),
+        (
+            "train.py configs/cifar10_resnet20.py --data.dir {tmp}/broken --run.workdir {tmp}/run",
+            "data_batch_1.bin: exp",
+        ),
+        ("train.py configs/digits_resnet20.py --data.name digit --run.workdir {tmp}/run", "did you mean 'digits'?"),
+        ("eval.py {tmp}/none", "is not a work directory"),
+        ("eval.py", "the following arguments are required: WORKDIR"),
+        ("eval.py {tmp} --stp 3", "unrecognized arguments: --stp 3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, command, message):
+    broken = tmp_path / "broken" / "cifar-10-batches-bin"
+    broken.mkdir(parents=True)
+    (broken / "test_batch.bin").write_bytes(b"too short")
+    result = run(*command.format(tmp=tmp_path).split())
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
