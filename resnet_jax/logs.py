@@ -93,13 +93,14 @@ class RunLog:
             f"  error {metrics.top1_error:5.2f} %  {rate:,.0f} images/s"
         )
 
-    def evaluation(self, kind: str, step: int, metrics: Metrics) -> None:
-        """Record an evaluation on the split `kind`: "validation" or "test"."""
-        self._write(kind, step, _values(metrics))
-        self.say(
-            f"step {step:{self._width}}  {kind} error {metrics.top1_error:.2f} %"
-            f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
-        )
+    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+        """Record evaluations on the splits "validation" and "test"."""
+        for kind, metrics in results.items():
+            self._write(kind, step, _values(metrics))
+            self.say(
+                f"step {step:{self._width}}  {kind} error {metrics.top1_error:.2f} %"
+                f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
+            )
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""

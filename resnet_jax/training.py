@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-import types
 from pathlib import Path
 
 import jax
@@ -13,12 +11,14 @@ import numpy as np
 
 from resnet_jax.analysis.curves import plot_curves
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import Config
+from resnet_jax.config import Config, RunConfig
+from resnet_jax.data import Dataset
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.experiment import Experiment, describe_inputs, load_data
 from resnet_jax.logs import RunLog
 from resnet_jax.metrics import Metrics
 from resnet_jax.steps import StepMetrics
+from resnet_jax.stop_signal import StopSignal
 from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
 
 # How many steps the host may run ahead of the device: enough to keep it busy, few enough to stop promptly.
@@ -54,55 +54,63 @@ def train(config: Config) -> Metrics:
         run_log = RunLog(workdir, step=start, steps=config.run.steps)
     except OSError as error:
         raise UserError(f"cannot write the work directory {workdir}: {error}") from error
-    state = checkpoints.restore(experiment.abstract_state(), start) if start else experiment.initial_state()
-    train_split, test_split = experiment.put(dataset.train), experiment.put(dataset.test)
-    validation_split = experiment.put(dataset.validation) if dataset.validation else None
     with StopSignal() as stop, run_log as log:
         if start:
             log.say(f"{workdir}: going on after step {start}")
-        if start == config.run.steps:
-            return experiment.evaluate(state, test_split)
-        compiling = time.perf_counter()
-        train_step = experiment.train_step.lower(state, train_split).compile()
-        log.start(
-            start,
-            parameters=sum(x.size for x in jax.tree.leaves(state.params)),
-            compile_seconds=round(time.perf_counter() - compiling, 2),
-        )
-        window = _Window(start)
-        for step in range(start + 1, config.run.steps + 1):
-            state, report = train_step(state, train_split)
-            window.add(report, log)
+        return _run(config.run, workdir, dataset, experiment, checkpoints, log, stop)
 
-            is_last = step == config.run.steps
-            signum = stop.signum  # read once: a signal from here on acts after the next step
-            must_save = is_last or signum != 0 or step % config.run.save_every == 0
-            must_evaluate = is_last or step % config.run.eval_every == 0
-            if must_save or must_evaluate or step % config.run.log_every == 0:
-                window.write(log, checkpoints)
 
-            validation_error = None
-            if validation_split and (must_save or must_evaluate):
-                metrics = experiment.evaluate(state, validation_split)
-                log.evaluation("validation", step, metrics)
-                validation_error = metrics.top1_error
-            if must_evaluate:
-                test_metrics = experiment.evaluate(state, test_split)
-                log.evaluation("test", step, test_metrics)
-                plot_curves(workdir, title=f"{workdir.name}: {dataset.name}")
-            if must_save:
-                checkpoints.save(state, validation_error=validation_error)
-            if signum and not is_last:
-                checkpoints.close()
-                raise Interrupted(
-                    f"stopped by {signal.Signals(signum).name} after step {step}, which is saved in"
-                    f" {workdir}; the same command goes on from there",
-                    signum,
-                )
-            if must_save or must_evaluate:
-                window.restart_clock()
-        checkpoints.close()
-        return test_metrics
+def _run(
+    config: RunConfig,
+    workdir: Path,
+    dataset: Dataset,
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    stop: StopSignal,
+) -> Metrics:
+    """Step, log, evaluate, save, from the last checkpoint on; return the last metrics on the test images."""
+    start = checkpoints.latest() or 0
+    state = checkpoints.restore(experiment.abstract_state(), start) if start else experiment.initial_state()
+    held_out = {"test": experiment.put(dataset.test)}
+    if dataset.validation:
+        held_out["validation"] = experiment.put(dataset.validation)
+    if start == config.steps:
+        return experiment.evaluate(state, held_out["test"])
+
+    train_split = experiment.put(dataset.train)
+    began = time.perf_counter()
+    train_step = experiment.train_step.lower(state, train_split).compile()
+    compile_seconds = round(time.perf_counter() - began, 2)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    log.start(start, parameters=parameters, compile_seconds=compile_seconds)
+    window = _Window(start)
+    for step in range(start + 1, config.steps + 1):
+        state, report = train_step(state, train_split)
+        window.add(report, log)
+
+        signum = stop.signum  # read once: a signal from here on acts after the next step
+        is_last = step == config.steps
+        save_is_due = is_last or step % config.save_every == 0
+        evaluation_is_due = is_last or step % config.eval_every == 0 or (save_is_due and "validation" in held_out)
+        if signum or save_is_due or evaluation_is_due or step % config.log_every == 0:
+            window.write(log, checkpoints)  # first of all: what is not finite must not be saved
+        results: dict[str, Metrics] = {}
+        if evaluation_is_due:
+            results = {kind: experiment.evaluate(state, split) for kind, split in held_out.items()}
+            log.evaluations(step, results)
+            plot_curves(workdir, title=f"{workdir.name}: {dataset.name}")
+        if signum or save_is_due:
+            validation = results.get("validation")
+            checkpoints.save(state, validation_error=validation.top1_error if validation else None)
+        if signum and not is_last:
+            checkpoints.close()
+            name = signal.Signals(signum).name
+            raise Interrupted(f"stopped by {name} after step {step}, saved in {workdir}; run it again to go on", signum)
+        if save_is_due or evaluation_is_due:
+            window.restart_clock()
+    checkpoints.close()
+    return results["test"]
 
 
 class _Window:
@@ -166,27 +174,3 @@ class _Window:
     def restart_clock(self) -> None:
         """Leave out of images/s what went before."""
         self._began = time.perf_counter()
-
-
-class StopSignal:
-    """While it is entered, SIGINT and SIGTERM only set `signum`; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # others may not set handlers
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
-        self._previous = {}
-
-    def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        del frame
-        self.signum = signum
-        self.__exit__()

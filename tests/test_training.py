@@ -172,9 +172,7 @@ def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, sig
     before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "train", write_and_stop)
-        with pytest.raises(
-            Interrupted, match=rf"stopped by {signum.name} after step 7, which is saved in .*run;"
-        ) as stop:
+        with pytest.raises(Interrupted, match=rf"stopped by {signum.name} after step 7, saved in .*run;") as stop:
             train(config)
     assert stop.value.exit_code == 128 + signum
     assert signal.getsignal(signum) is before
