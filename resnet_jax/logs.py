@@ -76,7 +76,7 @@ class RunLog:
         self.say("  ".join(f"{name} {value}" for name, value in values.items()))
 
     def advance(self, step: int, status: str) -> None:
-        """Move the progress bar; nothing where there is no terminal."""
+        """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
         self._progress.update(self._task, completed=step, status=status)
 
     def train(self, step: int, metrics: Metrics, *, learning_rate: float, gradient_norm: float, rate: float) -> None:
@@ -88,6 +88,7 @@ class RunLog:
             "images_per_second": round(rate, 1),
         }
         self._write("train", step, values)
+        self._progress.update(self._task, completed=step)
         self.say(
             f"step {step:{self._width}}  rate {learning_rate:g}  loss {metrics.mean_loss:.4f}"
             f"  error {metrics.top1_error:5.2f} %  {rate:,.0f} images/s"

@@ -160,7 +160,6 @@ class _Window:
         for report in reports[1:]:
             total = total + report.metrics
         self._step += len(reports)
-        log.advance(self._step, "")
         log.train(
             self._step,
             total,

@@ -34,7 +34,7 @@ def plot_curves(workdir: Path, title: str) -> Path:
     for before, after in itertools.pairwise(train):
         if before["learning_rate"] != after["learning_rate"]:
             axes.axvline(before["step"], color="0.8", linewidth=0.8, zorder=0)
-    axes.set(title=title, xlabel="step", ylabel="error (%)", ylim=(0, None))
+    axes.set(title=title, xlabel="step", ylabel="error (%)", xlim=(0, None), ylim=(0, None))
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
