@@ -99,7 +99,7 @@ def _run(
         if evaluation_is_due:
             results = {kind: experiment.evaluate(state, split) for kind, split in held_out.items()}
             log.evaluations(step, results)
-            plot_curves(workdir, title=f"{workdir.name}: {dataset.name}")
+            plot_curves(workdir, title=workdir.name)
         if signum or save_is_due:
             validation = results.get("validation")
             checkpoints.save(state, validation_error=validation.top1_error if validation else None)

@@ -38,7 +38,7 @@ def plot_curves(workdir: Path, title: str) -> Path:
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
     path = workdir / "curves.png"
     partial = workdir / "curves.png.new"  # a reader never sees half a picture
     figure.savefig(partial, format="png")
