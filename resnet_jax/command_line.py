@@ -46,12 +46,12 @@ def load_config(args: Sequence[str], prog: str = "train.py") -> Config:
       UserError: no such file, not a config file, an unknown or ill-typed override, a value out of range.
     """
     path = args[0] if args and not args[0].startswith("-") else None
+    if path is None and not {"-h", "--help"} & set(args):
+        raise UserError(f"which configuration? Its file comes first: python {prog} configs/digits_resnet20.py")
     base = _run_config_file(Path(path)) if path else Config()
     if base.run.workdir is None and path:
         base = dataclasses.replace(base, run=dataclasses.replace(base.run, workdir=f"runs/{Path(path).stem}"))
     config = _parse_overrides(base, args[1:] if path else args, f"{prog} {path or 'CONFIG'}")
-    if path is None:
-        raise UserError(f"which configuration? Give a file: python {prog} configs/digits_resnet20.py")
     check_config(config)
     return config
 

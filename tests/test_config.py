@@ -101,9 +101,10 @@ def test_mistakes_in_the_file(tmp_path, text, message):
         load_config([str(tmp_path / ("config.py" if text else "confg.py"))])
 
 
-def test_no_file_at_all():
-    with pytest.raises(UserError, match="which configuration"):
-        load_config([])
+@pytest.mark.parametrize("args", [[], ["--run.steps", "5", "configs/digits_resnet20.py"]])
+def test_the_file_comes_first(args):
+    with pytest.raises(UserError, match="which configuration. Its file comes first"):
+        load_config(args)
 
 
 def test_help_explains_every_field(capsys):
