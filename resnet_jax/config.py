@@ -10,28 +10,37 @@ import dataclasses
 import difflib
 import json
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import typeguard
+import tyro
 
 from resnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    family: Literal["cifar", "imagenet", "vgg"] = "cifar"
+    """cifar: the networks of Sec. 4.2; imagenet: those of Table 1; vgg: VGG-16 and VGG-19."""
     depth: int = 20
-    """Weighted layers, 6n+2: 20, 32, 44, 56, 110, 1202 or another."""
+    """Weighted layers. cifar: 6n+2, as in 20, 32, 44, 56, 110, 1202; imagenet: 18, 34, 50, 101, 152; vgg: 16, 19."""
     shortcut: Literal["none", "A", "B", "C"] = "A"
     """none: plain net. A: identity, zero channels where dimensions grow. B: projection there. C: projections
     in every block."""
     zero_channels: Literal["end", "both"] = "end"
     """Where option A puts its zero channels: behind the others, or half on each side."""
+    stride_on: Literal["1x1", "3x3"] = "1x1"
+    """Which convolution of a bottleneck subsamples: the first 1x1 (the authors), or the 3x3 (torchvision)."""
+    pool_padding: Literal["caffe", "torch"] = "caffe"
+    """Padding of the max pool of imagenet networks: none and rounded up, or 1 on each side."""
     bn_group_size: int | None = 64
     """Images that share BN statistics (the paper's 64 on each of 2 GPUs); None: the whole batch."""
     bn_decay: float = 0.9
     """Share of the old value in each update of the running BN statistics (0 to 1)."""
     running_variance: Literal["unbiased", "biased"] = "unbiased"
     """Whether the running BN variance averages the n/(n-1) estimate (Caffe, PyTorch) or not (Flax)."""
+    frozen_bn: bool = False
+    """Normalize by the running statistics also in training and leave BN as it is (for fine-tuning)."""
     init_fan: Literal["fan_in", "fan_out"] = "fan_in"
     """Fan of the He initialization."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -88,6 +97,9 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
+    init_from: Annotated[str | None, tyro.conf.arg(prefix_name=False, metavar="WORKDIR")] = None
+    """Work directory whose weights and preprocessing a new run begins with; the last layer is new where the number of
+    classes differs."""
     workdir: str | None = None
     """Folder for checkpoints, logs and curves; None: runs/NAME for the config file NAME.py."""
     steps: int = 64_000

@@ -1,51 +1,17 @@
-"""What a work directory holds: its trained network, and how good that is."""
+"""Evaluate the trained network of a work directory."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.experiment import Experiment, abstract_state, build_model, build_optimizer, load_data
+from resnet_jax.experiment import Experiment, load_data
 from resnet_jax.metrics import Metrics
-from resnet_jax.models import ResNet
-from resnet_jax.workdir import Inputs, check_classes, load_config, load_inputs
-
-
-class Trained(NamedTuple):
-    """A trained network: `model.apply(variables, images, train=False)` gives logits.
-
-    `images` are normalized: `normalize(uint8_images, *inputs.preprocessing)` of resnet_jax.data.augment.
-    """
-
-    step: int
-    model: ResNet
-    variables: dict[str, Any]
-    inputs: Inputs
-
-
-def load_trained(workdir: str | Path, *, step: int | None = None) -> Trained:
-    """Load the network of a work directory; the data set is not needed.
-
-    Args:
-      workdir: of a run.
-      step: of the checkpoint; None for the last one.
-
-    Raises:
-      UserError: no work directory or no such checkpoint.
-    """
-    workdir = Path(workdir)
-    config, inputs = load_config(workdir), load_inputs(workdir)
-    model = build_model(config.model, len(inputs.class_names))
-    optimizer, _ = build_optimizer(config.optim)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = abstract_state(model, optimizer, inputs.image_shape, device)
-    state = Checkpoints(workdir, read_only=True).restore(abstract, step)
-    return Trained(int(state.step), model, {"params": state.params, "batch_stats": state.batch_stats}, inputs)
+from resnet_jax.workdir import check_classes, load_config, load_inputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,23 +22,24 @@ from resnet_jax.data.pipeline import (
 )
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Metrics
-from resnet_jax.models import ResNet, cifar_resnet
+from resnet_jax.models import VGG, Model, ResNet, build
 from resnet_jax.optim import sgd, step_schedule, warm_up_until_error
 from resnet_jax.steps import make_eval_step, make_train_step
 from resnet_jax.train_state import TrainState, create_train_state
 from resnet_jax.workdir import Inputs
 
 
-def build_model(config: ModelConfig, num_classes: int) -> ResNet:
+def build_model(config: ModelConfig, num_classes: int) -> Model:
     """Build the configured network.
 
     Raises:
-      UserError: the depth is not 6n+2.
+      UserError: the family has no such depth.
     """
-    fields = dataclasses.asdict(config)
-    depth, dtype = fields.pop("depth"), jnp.dtype(fields.pop("dtype"))
+    fields = {field.name for field in dataclasses.fields(VGG if config.family == "vgg" else ResNet)}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name in fields}
+    options |= {"dtype": jnp.dtype(config.dtype), "num_classes": num_classes}
     try:
-        return cifar_resnet(depth, num_classes=num_classes, dtype=dtype, **fields)
+        return build(config.family, config.depth, **options)
     except ValueError as error:
         raise UserError(f"--model.depth: {error}") from error
 
@@ -100,7 +101,7 @@ def describe_inputs(config: Config, dataset: Dataset) -> Inputs:
 
 
 def abstract_state(
-    model: ResNet,
+    model: Model,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     sharding: jax.sharding.Sharding,
@@ -136,7 +137,9 @@ class Experiment:
         self._optimizer, schedule = build_optimizer(config.optim)
         self._image_shape = inputs.image_shape
         self._eval_batch_size = config.data.eval_batch_size
-        self._init_key, data_key = jax.random.split(jax.random.key(config.run.seed))
+        key = jax.random.key(config.run.seed)
+        self._init_key, data_key = jax.random.split(key)
+        dropout_key = jax.random.fold_in(key, 2)
 
         mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
         self._replicated = NamedSharding(mesh, PartitionSpec())  # the state, and the data set
@@ -152,7 +155,7 @@ class Experiment:
         )
         take_batch = make_take_batch(inputs.preprocessing, batch_size=self._eval_batch_size, sharding=by_image)
         self.train_step = jax.jit(
-            make_train_step(self.model, self._optimizer, schedule, sample_batch),
+            make_train_step(self.model, self._optimizer, schedule, sample_batch, dropout_key),
             donate_argnums=0,
             out_shardings=self._replicated,
         )

@@ -11,7 +11,7 @@ import optax
 
 from resnet_jax.data.pipeline import DeviceSplit, SampleBatch
 from resnet_jax.metrics import Metrics, compute_metrics
-from resnet_jax.models import ResNet
+from resnet_jax.models import Model
 from resnet_jax.optim import current_learning_rate
 from resnet_jax.train_state import TrainState
 
@@ -36,21 +36,23 @@ EvalStep = Callable[[TrainState, DeviceSplit, jax.Array], Metrics]
 
 
 def make_train_step(
-    model: ResNet,
+    model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     sample_batch: SampleBatch,
+    dropout_key: jax.Array,
 ) -> TrainStep:
-    """Return train_step(state, split) -> (state, StepMetrics); the batch follows from state.step alone."""
+    """Return train_step(state, split) -> (state, StepMetrics); batch and dropout follow from state.step alone."""
 
     def train_step(state: TrainState, split: DeviceSplit) -> tuple[TrainState, StepMetrics]:
         batch = sample_batch(split, state.step)
 
         def mean_loss(params: Any) -> Any:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"])
+            rngs = {"dropout": jax.random.fold_in(dropout_key, state.step)}
+            logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            return losses.mean(), (logits, losses, updates["batch_stats"])
+            return losses.mean(), (logits, losses, updates.get("batch_stats", {}))  # VGG has none
 
         grads, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
         metrics = compute_metrics(logits, losses, batch.labels, batch.mask)
@@ -67,7 +69,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: ResNet, take_batch: SampleBatch) -> EvalStep:
+def make_eval_step(model: Model, take_batch: SampleBatch) -> EvalStep:
     """Return eval_step(state, split, number) -> Metrics of batch `number`, by the running statistics."""
 
     def eval_step(state: TrainState, split: DeviceSplit, number: jax.Array) -> Metrics:

@@ -19,6 +19,8 @@ from resnet_jax.logs import RunLog
 from resnet_jax.metrics import Metrics
 from resnet_jax.steps import StepMetrics
 from resnet_jax.stop_signal import StopSignal
+from resnet_jax.train_state import TrainState
+from resnet_jax.trained import adopt_preprocessing, adopt_weights, check_same_network, load
 from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
 
 # How many steps the host may run ahead of the device: enough to keep it busy, few enough to stop promptly.
@@ -40,15 +42,24 @@ def train(config: Config) -> Metrics:
     check_workdir(workdir, config)
     dataset = load_data(config)
     resumes = is_workdir(workdir)
-    inputs = load_inputs(workdir) if resumes else describe_inputs(config, dataset)
-    check_classes(inputs, dataset)
+    trained = None
+    if resumes:
+        inputs = load_inputs(workdir)
+        check_classes(inputs, dataset)
+    else:
+        inputs = describe_inputs(config, dataset)
+        if config.run.init_from:
+            trained = load(config.run.init_from)
+            check_same_network(trained, config)
+            inputs = inputs._replace(preprocessing=adopt_preprocessing(trained, dataset.image_shape))
     experiment = Experiment(config, inputs, num_images=len(dataset.train))
     if not resumes:
         create_workdir(workdir, config, inputs)
 
     try:
         checkpoints = Checkpoints(workdir, keep=config.run.keep)
-        start = checkpoints.latest() or 0
+        last = checkpoints.latest()
+        start = last or 0
         if start > config.run.steps:
             raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.run.steps}")
         run_log = RunLog(workdir, step=start, steps=config.run.steps)
@@ -57,7 +68,13 @@ def train(config: Config) -> Metrics:
     with StopSignal() as stop, run_log as log:
         if start:
             log.say(f"{workdir}: going on after step {start}")
-        return _run(config.run, workdir, dataset, experiment, checkpoints, log, stop)
+        if last is not None:
+            state = checkpoints.restore(experiment.abstract_state(), last)
+        else:
+            state = experiment.initial_state()
+            if config.run.init_from:
+                state = adopt_weights(trained or load(config.run.init_from), state)
+        return _run(config.run, workdir, dataset, experiment, state, checkpoints, log, stop)
 
 
 def _run(
@@ -65,13 +82,13 @@ def _run(
     workdir: Path,
     dataset: Dataset,
     experiment: Experiment,
+    state: TrainState,
     checkpoints: Checkpoints,
     log: RunLog,
     stop: StopSignal,
 ) -> Metrics:
-    """Step, log, evaluate, save, from the last checkpoint on; return the last metrics on the test images."""
-    start = checkpoints.latest() or 0
-    state = checkpoints.restore(experiment.abstract_state(), start) if start else experiment.initial_state()
+    """Step, log, evaluate, save, from `state` on; return the last metrics on the test images."""
+    start = int(state.step)
     held_out = {"test": experiment.put(dataset.test)}
     if dataset.validation:
         held_out["validation"] = experiment.put(dataset.validation)

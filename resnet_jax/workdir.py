@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data import Dataset
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
+from resnet_jax.train_state import TrainState
 
 
 def is_workdir(path: Path) -> bool:
@@ -41,8 +43,8 @@ class Inputs(NamedTuple):
     preprocessing: Preprocessing
 
 
-def create_workdir(path: Path, config: Config, inputs: Inputs) -> None:
-    """Make the folder, complete or not at all.
+def create_workdir(path: Path, config: Config, inputs: Inputs, state: TrainState | None = None) -> None:
+    """Make the folder, complete or not at all; with a `state` as its first checkpoint if one is given.
 
     Raises:
       UserError: it cannot be written.
@@ -55,6 +57,10 @@ def create_workdir(path: Path, config: Config, inputs: Inputs) -> None:
         np.savez(partial / "preprocessing.npz", **inputs.preprocessing._asdict())
         described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
         (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
+        if state is not None:
+            checkpoints = Checkpoints(partial)
+            checkpoints.save(state)
+            checkpoints.close()
         partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.models import cifar_resnet
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from golden.inputs import make_batch, make_tensors, sample
+from golden.compare import assert_close, assert_summary_close, flat_variables, nest
+from golden.inputs import make_batch
 
-TOLERANCE = 1e-4  # of the root mean square of the golden tensor: small gradients count like large ones
 GROUP_SIZES = {"groups": 4, "whole": None}
 CASES = [("none", "groups"), ("A", "groups"), ("B", "groups"), ("C", "groups"), ("A", "whole")]
 
@@ -37,32 +37,7 @@ def build(shortcut, **options):
     """Return (model, params, batch_stats) with the golden values' parameters, both flat {name: array}."""
     model = cifar_resnet(20, num_classes=10, shortcut=shortcut, **options)
     images, _ = make_batch()
-    variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-    flat = (flatten_dict(variables[collection], sep="/") for collection in ("params", "batch_stats"))
-    return model, *(make_tensors({name: value.shape for name, value in values.items()}) for values in flat)
-
-
-def nest(params, batch_stats):
-    return {
-        "params": unflatten_dict(params, sep="/"),
-        "batch_stats": unflatten_dict(batch_stats, sep="/"),
-    }
-
-
-def assert_close(name, actual, expected, rms=None):
-    """Assert that no element is off by more than TOLERANCE of the root mean square of the whole tensor."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, name
-    rms = np.sqrt(np.mean(expected**2)) if rms is None else rms
-    error = np.max(np.abs(actual - expected)) / rms
-    assert error <= TOLERANCE, f"{name}: relative error {error:.2e}"
-
-
-def assert_summary_close(name, actual, norm, samples):
-    """Compare a tensor with the golden L2 norm and 32 golden samples of it."""
-    actual = np.asarray(actual, np.float64)
-    assert_close(f"norm of {name}", np.linalg.norm(actual), norm)
-    assert_close(name, sample(actual), samples, rms=norm / np.sqrt(actual.size))
+    return model, *flat_variables(model, images)
 
 
 def assert_batch_stats_close(golden, prefix, old, new, running_variance):

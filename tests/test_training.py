@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+import resnet_jax
 from resnet_jax import training
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.augment import normalize
 from resnet_jax.errors import DivergedError, Interrupted, UserError
-from resnet_jax.evaluate import evaluate_workdir, load_trained
+from resnet_jax.evaluate import evaluate_workdir
 from resnet_jax.experiment import Experiment
 from resnet_jax.logs import RunLog, read_records
 from resnet_jax.training import train
@@ -93,6 +93,7 @@ def test_a_run_learns_and_records_what_it_did(finished):
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "config.json").read_text())["model"]["depth"] == 8
     assert Checkpoints(workdir, read_only=True).steps() == [4, 8, 12]
+    assert [path.name for path in workdir.parent.iterdir()] == ["finished"]  # nothing temporary is left
 
 
 def test_a_resumed_run_ends_with_the_same_bits_and_records(finished, tmp_path):
@@ -133,16 +134,20 @@ def test_evaluation_needs_only_the_work_directory(finished):
 
 def test_a_trained_network_is_loaded_without_the_data(finished):
     workdir, metrics = finished
-    trained = load_trained(workdir)
-    assert trained.step == 12
-    assert trained.inputs.class_names == ("red", "green", "blue")
+    model, variables, config = resnet_jax.load(workdir)
+    assert config.step == 12
+    assert config.run == make_config(workdir)
+    assert config.inputs.class_names == ("red", "green", "blue")
     split = make_split(53, seed=1)  # the test images
-    images = normalize(split.images, *trained.inputs.preprocessing)
-    logits = trained.model.apply(trained.variables, images, train=False)
+    logits = model.apply(variables, resnet_jax.preprocess(split.images, config), train=False)
     assert int((logits.argmax(-1) != split.labels).sum()) == metrics.errors.sum()
     losses = -jax.nn.log_softmax(logits)[np.arange(53), split.labels]
     assert float(losses.mean()) == pytest.approx(metrics.mean_loss, rel=1e-4)
-    assert load_trained(workdir, step=4).step == 4
+    assert resnet_jax.load(workdir, step=4).config.step == 4
+    with pytest.raises(ValueError, match="the mean is per pixel"):
+        resnet_jax.preprocess(split.images[:, :7], config)
+    with pytest.raises(ValueError, match="expected uint8"):
+        resnet_jax.preprocess(split.images / 255, config)
 
 
 def test_data_with_other_classes_is_refused(finished, monkeypatch):

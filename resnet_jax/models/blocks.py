@@ -1,4 +1,4 @@
-"""The building block of the paper's Fig. 5 (left) and its shortcuts (Sec. 3.3, options A, B, C)."""
+"""The building blocks of the paper's Fig. 5 and their shortcuts (Sec. 3.3, options A, B, C)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 
 Shortcut = Literal["none", "A", "B", "C"]
 ZeroChannels = Literal["end", "both"]
+StrideOn = Literal["1x1", "3x3"]
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the first one subsamples.
+class Block(nn.Module):
+    """A residual function and its shortcut; the residual function is what the two kinds below differ in.
 
     Attributes:
-      filters: output channels.
-      stride: of the first convolution.
+      filters: of the 3x3 convolutions.
+      stride: of the block.
       shortcut: "none" (plain net), "A" (identity, zero channels where dimensions grow), "B" (projection where
         dimensions grow, identity elsewhere) or "C" (projection in every block).
       zero_channels: where option A puts the new channels: behind the others, or half on each side.
@@ -33,13 +34,14 @@ class BasicBlock(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
+    def residual(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Apply the residual function, whose output is not rectified."""
+        raise TypeError(f"{type(self).__name__} has no residual function")
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Map x [N, H, W, C] to [N, ceil(H/stride), ceil(W/stride), filters]."""
-        y = self.conv(self.filters, 3, stride=self.stride, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.filters, 3, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train=train)
+        """Map x [N, H, W, C] to [N, ceil(H/stride), ceil(W/stride), channels of the residual]."""
+        y = self.residual(x, train=train)
         if self.shortcut != "none":
             y = y + self._shortcut(x, y.shape, train=train)
         return nn.relu(y)  # after the addition (Sec. 3.2)
@@ -48,11 +50,41 @@ class BasicBlock(nn.Module):
         """Bring x to the shape of the residual."""
         grows = x.shape != shape  # from the actual shapes: no arithmetic on widths that could go wrong
         if self.shortcut == "C" or (self.shortcut == "B" and grows):
-            x = self.conv(self.filters, 1, stride=self.stride, name="shortcut_conv")(x)
+            x = self.conv(shape[-1], 1, stride=self.stride, name="shortcut_conv")(x)
             return self.norm(name="shortcut_bn")(x, train=train)
         if not grows:
             return x
-        new = self.filters - x.shape[-1]
+        new = shape[-1] - x.shape[-1]
         before = new // 2 if self.zero_channels == "both" else 0
         x = x[:, :: self.stride, :: self.stride]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, new - before)))
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; the first one subsamples (Fig. 5, left)."""
+
+    def residual(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.conv(self.filters, 3, stride=self.stride, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.filters, 3, name="conv2")(y)
+        return self.norm(name="bn2")(y, train=train)
+
+
+class BottleneckBlock(Block):
+    """1x1, 3x3 and 1x1 convolutions, the last with four times the filters (Fig. 5, right).
+
+    Attributes:
+      stride_on: which convolution subsamples: the first "1x1", as in the authors' networks, or the "3x3", as in
+        torchvision and most later code. Weights of one do not work in the other.
+    """
+
+    stride_on: StrideOn
+
+    def residual(self, x: jax.Array, *, train: bool) -> jax.Array:
+        on_1x1, on_3x3 = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
+        y = self.conv(self.filters, 1, stride=on_1x1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.filters, 3, stride=on_3x3, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train=train))
+        y = self.conv(4 * self.filters, 1, name="conv3")(y)
+        return self.norm(name="bn3")(y, train=train)

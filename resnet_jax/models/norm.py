@@ -27,6 +27,7 @@ class BatchNorm(nn.Module):
       running_variance: "unbiased" averages n/(n-1) times the variance of a group, as Ioffe & Szegedy (Alg. 2),
         Caffe and PyTorch do; "biased" the variance itself, as Flax and TensorFlow do. n = group_size * H * W.
       epsilon: added to the variance.
+      frozen: normalize by the running statistics also with train=True, and never change them, scale or bias.
       dtype: of the output.
     """
 
@@ -34,6 +35,7 @@ class BatchNorm(nn.Module):
     decay: float = 0.9
     running_variance: RunningVariance = "unbiased"
     epsilon: float = 1e-5
+    frozen: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -48,7 +50,9 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        if not train:
+        if self.frozen:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
+        if self.frozen or not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
             return y.astype(self.dtype)

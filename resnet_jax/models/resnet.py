@@ -1,9 +1,9 @@
-"""Plain and residual networks of the paper (Sec. 3.3, 4.2)."""
+"""Plain and residual networks of the paper (Table 1, Sec. 3.3, 4.2)."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import flax.linen as nn
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.models.blocks import BasicBlock, Shortcut, ZeroChannels
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, Shortcut, StrideOn, ZeroChannels
 from resnet_jax.models.conv import Fan, conv, he_init
 from resnet_jax.models.norm import BatchNorm, RunningVariance
+from resnet_jax.models.pool import GlobalAveragePool, PoolPadding, stem_pool
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem, stages of basic blocks, global average pooling and a fully-connected layer.
+    """A stem, stages of blocks, global average pooling and a fully-connected layer.
 
     Every stage but the first begins with stride 2. `train` has no default: it decides whether BN normalizes by
     the batch, and then `batch_stats` must be mutable:
@@ -26,40 +27,65 @@ class ResNet(nn.Module):
         logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
 
     Attributes:
+      stem: "cifar" is a 3x3 convolution; "imagenet" a 7x7 of stride 2 and a 3x3 max pool of stride 2.
+      block: "basic" or "bottleneck".
       blocks: blocks in each stage.
       filters: filters of each stage; the stem has those of the first.
       num_classes: width of the last layer.
       shortcut: "none" makes the plain net; A, B, C are the options of Sec. 3.3.
-      zero_channels: where option A puts its zero channels; see BasicBlock.
-      bn_group_size: images that share BN statistics, None for the whole batch; the paper has 64 on CIFAR.
+      zero_channels: where option A puts its zero channels; see Block.
+      stride_on: which convolution of a bottleneck subsamples; see BottleneckBlock.
+      pool_padding: of the stem's max pool: "caffe" (none, rounded up) or "torch" (1 on each side).
+      bn_group_size: images that share BN statistics, None for the whole batch; the paper has 64 on CIFAR and 32
+        on ImageNet.
       bn_decay: share of the old value in the running statistics.
       running_variance: "unbiased" or "biased"; see BatchNorm.
+      frozen_bn: normalize by the running statistics also in training, and leave all of BN as it is.
       init_fan: fan of the He initialization.
+      backbone_only: leave out pooling and classification; calling the model then returns what features() does.
       dtype: of the activations. Parameters, statistics and logits are float32.
     """
 
+    stem: Literal["cifar", "imagenet"]
+    block: Literal["basic", "bottleneck"]
     blocks: tuple[int, ...]
     filters: tuple[int, ...]
     num_classes: int
-    shortcut: Shortcut = "A"
+    shortcut: Shortcut
     zero_channels: ZeroChannels = "end"
+    stride_on: StrideOn = "1x1"
+    pool_padding: PoolPadding = "caffe"
     bn_group_size: int | None = None
     bn_decay: float = 0.9
     running_variance: RunningVariance = "unbiased"
+    frozen_bn: bool = False
     init_fan: Fan = "fan_in"
+    backbone_only: bool = False
     dtype: DTypeLike = jnp.float32
+
+    @property
+    def feature_strides(self) -> dict[str, int]:
+        """Pixels of the image to one step in each feature map, by name in forward order."""
+        stem, first = (1, 1) if self.stem == "cifar" else (2, 4)
+        strides = {"stem" if self.stem == "cifar" else "conv1": stem}
+        return strides | {self._stage_name(i): first * 2**i for i in range(len(self.blocks))}
+
+    def _stage_name(self, index: int) -> str:
+        """The paper's names for the ImageNet networks (Table 1); those for CIFAR have none there."""
+        return f"stage{index + 1}" if self.stem == "cifar" else f"conv{index + 2}_x"
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """Return the output of every part by name, in forward order.
 
         Args:
-          images: [N, H, W, 3], normalized.
+          images: [N, H, W, 3], normalized; from 32x32 up with the ImageNet stem.
           train: see the class.
 
         Returns:
-          "stem" and "stage1", "stage2", ... [N, H', W', C] in `dtype`; "pooled" [N, C] and "logits"
-          [N, num_classes] in float32.
+          "stem" and "stage1", "stage2", ... (CIFAR) or "conv1" (before the pool) and "conv2_x", ... (ImageNet)
+          [N, H', W', C] in `dtype`, of the strides in feature_strides; "pooled" [N, C] and "logits"
+          [N, num_classes] in float32, unless backbone_only.
         """
         chex.assert_rank(images, 4)
         make_conv = partial(conv, init_fan=self.init_fan, dtype=self.dtype)
@@ -68,14 +94,22 @@ class ResNet(nn.Module):
             group_size=self.bn_group_size,
             decay=self.bn_decay,
             running_variance=self.running_variance,
+            frozen=self.frozen_bn,
             dtype=self.dtype,
         )
-        x = make_conv(self.filters[0], 3, name="stem_conv")(images.astype(self.dtype))
+        make_block = BasicBlock if self.block == "basic" else partial(BottleneckBlock, stride_on=self.stride_on)
+        names = iter(self.feature_strides)
+
+        x = images.astype(self.dtype)
+        size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
+        x = make_conv(self.filters[0], size, stride=stride, name="stem_conv")(x)
         x = nn.relu(make_norm(name="stem_bn")(x, train=train))
-        outputs = {"stem": x}
+        outputs = {next(names): x}
+        if self.stem == "imagenet":
+            x = stem_pool(self.pool_padding)(x)
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.filters, strict=True), start=1):
             for block in range(1, blocks + 1):
-                x = BasicBlock(
+                x = make_block(
                     filters=filters,
                     stride=2 if stage > 1 and block == 1 else 1,
                     shortcut=self.shortcut,
@@ -84,15 +118,17 @@ class ResNet(nn.Module):
                     norm=make_norm,
                     name=f"stage{stage}_block{block}",  # the checkpoint format: stable for ever
                 )(x, train=train)
-            outputs[f"stage{stage}"] = x
-        x = x.astype(jnp.float32).mean((1, 2))  # [N, C]
-        outputs["pooled"] = x
-        outputs["logits"] = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc")(x)
+            outputs[next(names)] = x
+        if not self.backbone_only:
+            outputs["pooled"] = GlobalAveragePool(name="pool")(x)
+            head = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc")
+            outputs["logits"] = head(outputs["pooled"])
         return outputs
 
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Map images [N, H, W, 3] to logits [N, num_classes] float32."""
-        return self.features(images, train=train)["logits"]
+    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+        """Map images [N, H, W, 3] to logits [N, num_classes] float32, or to features() if backbone_only."""
+        outputs = self.features(images, train=train)
+        return outputs if self.backbone_only else outputs["logits"]
 
 
 def cifar_resnet(depth: int, *, num_classes: int = 10, **options: Any) -> ResNet:
@@ -101,7 +137,7 @@ def cifar_resnet(depth: int, *, num_classes: int = 10, **options: Any) -> ResNet
     Args:
       depth: 20, 32, 44, 56, 110, 1202, or any other 6n+2.
       num_classes: width of the last layer.
-      **options: further attributes of ResNet; shortcut="none" makes the plain net.
+      **options: further attributes of ResNet; shortcut is "A" unless given, and "none" makes the plain net.
 
     Raises:
       ValueError: depth is not 6n+2.
@@ -109,4 +145,47 @@ def cifar_resnet(depth: int, *, num_classes: int = 10, **options: Any) -> ResNet
     n, remainder = divmod(depth - 2, 6)
     if remainder or n < 1:
         raise ValueError(f"depth must be 6n+2: 20, 32, 44, 56, 110, 1202; got {depth}")
-    return ResNet(blocks=(n, n, n), filters=(16, 32, 64), num_classes=num_classes, **options)
+    return ResNet(
+        stem="cifar",
+        block="basic",
+        blocks=(n, n, n),
+        filters=(16, 32, 64),
+        num_classes=num_classes,
+        **{"shortcut": "A", **options},
+    )
+
+
+IMAGENET_BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}  # Table 1
+
+
+def imagenet_resnet(depth: int, *, num_classes: int = 1000, **options: Any) -> ResNet:
+    """Build a network of Table 1: basic blocks for 18 and 34 layers, bottlenecks for 50, 101 and 152.
+
+    Args:
+      depth: 18, 34, 50, 101 or 152.
+      num_classes: width of the last layer.
+      **options: further attributes of ResNet; shortcut is "B" unless given, and "none" makes the plain net.
+
+    Raises:
+      ValueError: another depth, or a plain net of bottlenecks, which the paper does not have.
+    """
+    if depth not in IMAGENET_BLOCKS:
+        raise ValueError(f"depth must be one of 18, 34, 50, 101, 152; got {depth}")
+    options = {"shortcut": "B", **options}
+    block: Literal["basic", "bottleneck"] = "basic" if depth < 50 else "bottleneck"
+    if options["shortcut"] == "none" and block == "bottleneck":
+        raise ValueError(f"the plain nets have 18 or 34 layers; got {depth}")
+    return ResNet(
+        stem="imagenet",
+        block=block,
+        blocks=IMAGENET_BLOCKS[depth],
+        filters=(64, 128, 256, 512),
+        num_classes=num_classes,
+        **options,
+    )

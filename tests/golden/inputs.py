@@ -1,6 +1,6 @@
 """Make the inputs of the golden values from NumPy alone, so that they need not be stored.
 
-The PyTorch script and the JAX test both call these functions. Each tensor is seeded by its own name, so
+The PyTorch scripts and the JAX tests both call these functions. Each tensor is seeded by its own name, so
 neither side depends on the order in which the other creates its parameters.
 """
 
@@ -10,6 +10,27 @@ import zlib
 import numpy as np
 
 NUM_SAMPLES = 32
+
+# Networks of imagenet.npz: key of the golden values -> (name, options), as `create_model` takes them. All
+# values are spelt out, so that neither side depends on the defaults of the other.
+IMAGENET_RESNETS = {
+    "resnet18": ("resnet18", {"shortcut": "B", "pool_padding": "caffe"}),
+    "resnet18-torch": ("resnet18", {"shortcut": "B", "pool_padding": "torch"}),
+    "plain34": ("plain34", {"shortcut": "none", "pool_padding": "caffe"}),
+    "resnet34-A": ("resnet34", {"shortcut": "A", "pool_padding": "caffe"}),
+    "resnet34-B": ("resnet34", {"shortcut": "B", "pool_padding": "caffe"}),
+    "resnet34-C": ("resnet34", {"shortcut": "C", "pool_padding": "caffe"}),
+    "resnet50": ("resnet50", {"shortcut": "B", "stride_on": "1x1", "pool_padding": "caffe"}),
+    "resnet50-torch": ("resnet50", {"shortcut": "B", "stride_on": "3x3", "pool_padding": "torch"}),
+    "resnet101": ("resnet101", {"shortcut": "B", "stride_on": "1x1", "pool_padding": "caffe"}),
+    "resnet152": ("resnet152", {"shortcut": "B", "stride_on": "1x1", "pool_padding": "caffe"}),
+}
+VGGS = ("vgg16", "vgg19")
+IMAGENET_CLASSES = 20  # few, to keep the file small
+# The stem makes 33x36 of it. The max pool behind then meets an odd height, where the output of "caffe" and "torch"
+# differs in size, and an even width, where the last window of "caffe" is clipped.
+RESNET_IMAGE = (65, 72, 3)
+VGG_IMAGE = (64, 96, 3)
 
 
 def make_tensors(shapes):
@@ -21,9 +42,12 @@ def _make_tensor(name, shape):
     z = _standard_normal(name, shape)
     kind = name.rsplit("/", 1)[-1]
     if kind == "kernel":  # He et al. 2015: variance 2 / fan_in; the last axis is the output
-        value = z * math.sqrt(2 / math.prod(shape[:-1]))
+        z *= math.sqrt(2 / math.prod(shape[:-1]))  # in place: the fc6 of VGG has 103 million elements
+        value = z
     elif kind == "scale":
         value = 1 + 0.1 * z
+        if name.endswith("/bn3/scale"):  # the last of a bottleneck: the sum of 50 of them would explode
+            value *= 0.25
     elif kind in ("bias", "mean"):
         value = 0.1 * z
     elif kind == "var":
@@ -34,11 +58,28 @@ def _make_tensor(name, shape):
     return value.astype(np.float32)
 
 
+def open_relus(params):
+    """Return the parameters with every BN bias raised by 4 times its scale.
+
+    A ReLU input near 0 takes the other side of 0 in float32, and its gradient appears or vanishes: with millions
+    of them a few always do, and change gradients by per cents. 4 standard deviations from 0 hardly any is near.
+    """
+    scales = {name: params.get(name.removesuffix("bias") + "scale", 0) for name in params if name.endswith("/bias")}
+    return params | {name: params[name] + 4 * scale for name, scale in scales.items()}
+
+
 def make_batch():
     """Return (images [8, 32, 32, 3] float32, labels [8] int32 in 0..9)."""
     images = _standard_normal("images", (8, 32, 32, 3)).astype(np.float32)
     labels = np.random.RandomState(zlib.crc32(b"labels")).randint(0, 10, size=8).astype(np.int32)
     return images, labels
+
+
+def make_imagenet_batch(num_images, image_shape):
+    """Return (images [N, *image_shape] float32, labels [N] int32 below IMAGENET_CLASSES)."""
+    images = _standard_normal("imagenet images", (num_images, *image_shape)).astype(np.float32)
+    random = np.random.RandomState(zlib.crc32(b"imagenet labels"))
+    return images, random.randint(0, IMAGENET_CLASSES, size=num_images).astype(np.int32)
 
 
 def sample(array):

@@ -76,11 +76,11 @@ def test_depths_that_do_not_exist(depth):
     ("name", "message"),
     [
         ("resnet", "unknown model"),
-        ("vgg16", "unknown model"),
+        ("vgg11", "depth must be 16 or 19; got 11"),
+        ("densenet121", "unknown model"),
         ("resnet20x", "unknown model"),
         ("resnet21", "6n"),
-        ("resnet50", "ImageNet"),
-        ("plain34", "ImageNet"),
+        ("plain50", "the plain nets have 18 or 34 layers; got 50"),
     ],
 )
 def test_unknown_names(name, message):

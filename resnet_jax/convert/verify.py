@@ -1,0 +1,95 @@
+"""Networks as functions of plain pixels, for other programs: written to a file, reloaded and compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.errors import CommandError, UserError
+from resnet_jax.models import Model
+
+TOLERANCE = 1e-4  # of the largest logit: room for float32 sums in another order, and for nothing else
+_BATCH_SIZES = (1, 7)
+
+Classify = Callable[[Any], Any]  # RGB uint8 [N, H, W, 3] -> logits float32 [N, K]
+
+
+def make_classify(model: Model, variables: dict[str, Any], preprocessing: Preprocessing) -> Classify:
+    """Return classify(images): normalization and network, the weights as constants, all in float32."""
+    model = model.clone(dtype=jnp.float32)
+    variables, (mean, std) = jax.device_get((variables, tuple(preprocessing)))
+
+    def classify(images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalize(images, mean, std), train=False)
+
+    return classify
+
+
+def write_verified(
+    content: bytes, path: Path, load: Callable[[Path], Classify], classify: Classify, image_shape: tuple[int, int, int]
+) -> float:
+    """Write a file under another name, reload it, compare it with the network, and give it its name.
+
+    Args:
+      content: of the file.
+      path: of the file; what is there stays if the comparison fails.
+      load: load(path) returns the function that a file holds.
+      classify: the network.
+      image_shape: (H, W, 3).
+
+    Returns:
+      The largest difference of logits of random images, in batches of 1 and 7, relative to the largest logit.
+
+    Raises:
+      CommandError: the file cannot be loaded or gives other logits.
+      OSError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".new")
+    try:
+        partial.write_bytes(content)
+        difference = _compare(partial, load, classify, image_shape)
+        if not difference <= TOLERANCE:  # also NaN
+            raise CommandError(f"{path} was not written: its logits differ by {difference:.3g} of their scale")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def on_cpu() -> Any:
+    """Return a context that computes on the CPU: accelerators round float32 products, each in its own way.
+
+    Raises:
+      UserError: JAX was told to leave out the CPU.
+    """
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError as error:
+        raise UserError("exporting computes on the CPU: add it to JAX_PLATFORMS, as in cuda,cpu") from error
+
+
+def _compare(
+    path: Path, load: Callable[[Path], Classify], classify: Classify, image_shape: tuple[int, int, int]
+) -> float:
+    rng = np.random.default_rng(0)
+    differences = []
+    for batch_size in _BATCH_SIZES:
+        images = rng.integers(0, 256, (batch_size, *image_shape), np.uint8)
+        expected = np.asarray(classify(images))
+        try:
+            logits = np.asarray(load(path)(images))
+        except Exception as error:  # a damaged file makes the libraries raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CommandError(f"{path.stem} was not written: it does not read back: {reason}") from error
+        if logits.shape != expected.shape or logits.dtype != expected.dtype:
+            raise CommandError(f"{path.stem} was not written: it gives {logits.dtype} {logits.shape}")
+        differences.append(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    return float(np.max(differences))  # NaN if any is

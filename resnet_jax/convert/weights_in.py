@@ -1,0 +1,128 @@
+"""Make a work directory from weights that others trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.config import Config, DataConfig, ModelConfig
+from resnet_jax.convert.caffe import read_caffemodel, read_mean
+from resnet_jax.convert.files import read_tensors
+from resnet_jax.convert.names import Layout, variables_from_tensors
+from resnet_jax.data.cifar10 import CLASS_NAMES
+from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.errors import UserError
+from resnet_jax.experiment import build_model, build_optimizer
+from resnet_jax.models import ModelName, parse_name
+from resnet_jax.train_state import TrainState
+from resnet_jax.workdir import Inputs, create_workdir
+
+PreprocessingName = Literal["torchvision", "caffe", "none"]
+
+# Channel means and standard deviations in [0, 1], RGB.
+PREPROCESSING: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    # Both torchvision's networks and the CIFAR ResNets published for PyTorch use ImageNet's statistics.
+    "torchvision": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # Caffe subtracts the mean from pixels in 0..255 and does not scale them.
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def import_weights(
+    file: Path,
+    model_name: str,
+    workdir: Path,
+    *,
+    preprocessing: PreprocessingName | None = None,
+    mean_file: Path | None = None,
+    stride_on: Literal["1x1", "3x3"] | None = None,
+) -> Config:
+    """Read weights and write a work directory with them as the checkpoint of step 0.
+
+    Args:
+      file: .pth, .th, .pt, .safetensors or .caffemodel.
+      model_name: such as "resnet20", "resnet50", "vgg16".
+      workdir: to be made.
+      preprocessing: that the weights were trained with; None for the one usual for the layout of the file.
+      mean_file: Caffe's mean image (.binaryproto), instead of channel means.
+      stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
+        and "3x3" for torchvision. Nothing in a file tells.
+
+    Raises:
+      UserError: a file that cannot be read, does not fit the network, or a work directory that exists.
+    """
+    try:
+        name = parse_name(model_name)
+    except ValueError as error:
+        raise UserError(f"--model: {error}") from error
+    if workdir.exists():
+        raise UserError(f"{workdir} exists; choose another --out")
+    is_caffe = file.suffix == ".caffemodel"
+    if is_caffe and not file.is_file():
+        raise UserError(f"no file {file}")
+    tensors = read_caffemodel(file) if is_caffe else read_tensors(file)
+    layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
+    model_config = _model_config(name, tensors, is_caffe, stride_on)
+    head = {"cifar": "linear.weight", "torchvision": "classifier.6.weight" if name.family == "vgg" else "fc.weight"}
+    if head[layout] not in tensors:
+        raise UserError(f"{file} has no tensor {head[layout]}, the last layer of {model_name}")
+
+    num_classes = len(tensors[head[layout]])
+    mean, std = _preprocessing(preprocessing or ("caffe" if is_caffe else "torchvision"), mean_file)
+    side = 32 if name.family == "cifar" else 224
+    if mean.ndim == 3 and mean.shape != (side, side, 3):
+        raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {mean.shape}")
+    is_cifar10 = name.family == "cifar" and num_classes == len(CLASS_NAMES)
+    class_names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(num_classes)))
+    data = DataConfig(
+        name="cifar10" if name.family == "cifar" else "imagenet",
+        mean=None if mean.ndim == 3 else _triple(mean),
+        std=_triple(std),
+    )
+    config = Config(model=model_config, data=data)
+
+    model = build_model(model_config, num_classes)
+    images = jnp.zeros((1, side, side, 3))
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = variables_from_tensors(tensors, model, shapes, layout, str(file))
+    optimizer, _ = build_optimizer(config.optim)
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    create_workdir(workdir, config, Inputs((side, side, 3), class_names, Preprocessing(mean, std)), state)
+    return config
+
+
+def _model_config(
+    name: ModelName, tensors: dict[str, np.ndarray], is_caffe: bool, stride_on: Literal["1x1", "3x3"] | None
+) -> ModelConfig:
+    """Read off the tensors which shortcuts the network has; the rest follows from who wrote the file."""
+    config = ModelConfig(family=name.family, depth=name.depth, shortcut="none" if name.plain else "A")
+    projections = {key for key in tensors if ".downsample.0." in key or ".shortcut.0." in key}
+    if projections and not name.plain:  # option C has one in every block
+        is_c = any(key.startswith(("layer1.1.", "layer2.1.")) for key in projections)
+        config = dataclasses.replace(config, shortcut="C" if is_c else "B")
+    if name.family == "cifar":
+        return dataclasses.replace(config, zero_channels="both")
+    return dataclasses.replace(
+        config,
+        stride_on=stride_on or ("1x1" if is_caffe else "3x3"),
+        pool_padding="caffe" if is_caffe else "torch",
+    )
+
+
+def _preprocessing(name: PreprocessingName, mean_file: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = (np.asarray(value, np.float32) for value in PREPROCESSING[name])
+    return (mean if mean_file is None else (read_mean(mean_file) / 255).astype(np.float32)), std
+
+
+def _triple(values: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

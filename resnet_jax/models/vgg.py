@@ -1,0 +1,98 @@
+"""VGG-16 and VGG-19 (Simonyan & Zisserman 2015, configurations D and E), the paper's references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from resnet_jax.models.conv import Fan, he_init
+from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
+
+_FILTERS = (64, 128, 256, 512, 512)
+_CONVS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+_POOLED_SIDE = 7  # of the map that fc6 takes: 224 / 2^5
+
+
+class VGG(nn.Module):
+    """Five stages of 3x3 convolutions with bias and a 2x2 max pool, then three fully-connected layers; no BN.
+
+    With train=True the dropout of fc6 and fc7 needs a key: `model.apply(variables, images, train=True,
+    rngs={"dropout": key})`. Images of another size than 224x224 are averaged to the 7x7 map that fc6 takes.
+
+    Attributes:
+      convs: convolutions in each stage.
+      num_classes: width of fc8.
+      dropout: share of the outputs of fc6 and fc7 that training drops (0.5 as published).
+      init_fan: fan of the He initialization.
+      backbone_only: leave out the fully-connected layers; calling the model then returns what features() does.
+      dtype: of the activations. Parameters and logits are float32.
+    """
+
+    convs: tuple[int, ...]
+    num_classes: int
+    dropout: float = 0.5
+    init_fan: Fan = "fan_in"
+    backbone_only: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @property
+    def feature_strides(self) -> dict[str, int]:
+        """Pixels of the image to one step in each feature map, by name in forward order."""
+        return {f"conv{stage}": 2**stage for stage in range(1, len(self.convs) + 1)}
+
+    @nn.compact
+    def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """Return "conv1" to "conv5" [N, H', W', C], each after its pool, and "logits" [N, num_classes] float32.
+
+        Args:
+          images: [N, H, W, 3], normalized, from 32x32 up.
+          train: whether fc6 and fc7 drop outputs.
+        """
+        chex.assert_rank(images, 4)
+        x = images.astype(self.dtype)
+        outputs = {}
+        for stage, (convs, filters) in enumerate(zip(self.convs, _FILTERS, strict=True), start=1):
+            for number in range(1, convs + 1):
+                layer = nn.Conv(
+                    filters,
+                    (3, 3),
+                    padding=((1, 1), (1, 1)),
+                    kernel_init=he_init(self.init_fan),
+                    dtype=self.dtype,
+                    name=f"conv{stage}_{number}",
+                )
+                x = nn.relu(layer(x))
+            x = MaxPool(2, 2, name=f"pool{stage}")(x)
+            outputs[f"conv{stage}"] = x
+        if self.backbone_only:
+            return outputs
+        if x.shape[1:3] != (_POOLED_SIDE, _POOLED_SIDE):
+            x = AdaptiveAveragePool(_POOLED_SIDE, name="pool")(x)
+        x = x.reshape(len(x), -1)  # [N, 7 * 7 * 512]
+        for name in ("fc6", "fc7"):
+            x = nn.relu(nn.Dense(4096, kernel_init=he_init(self.init_fan), dtype=self.dtype, name=name)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        head = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc8")
+        outputs["logits"] = head(x.astype(jnp.float32))
+        return outputs
+
+    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+        """Map images [N, H, W, 3] to logits [N, num_classes] float32, or to features() if backbone_only."""
+        outputs = self.features(images, train=train)
+        return outputs if self.backbone_only else outputs["logits"]
+
+
+def vgg(depth: int, *, num_classes: int = 1000, **options: Any) -> VGG:
+    """Build VGG-16 or VGG-19.
+
+    Raises:
+      ValueError: another depth.
+    """
+    if depth not in _CONVS:
+        raise ValueError(f"depth must be 16 or 19; got {depth}")
+    return VGG(convs=_CONVS[depth], num_classes=num_classes, **options)

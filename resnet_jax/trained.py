@@ -1,0 +1,136 @@
+"""Trained networks: load one from a work directory, feed it images, begin another run with its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import Config
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.errors import UserError
+from resnet_jax.experiment import abstract_state, build_model, build_optimizer
+from resnet_jax.models import Model
+from resnet_jax.train_state import TrainState
+from resnet_jax.workdir import Inputs, load_config, load_inputs
+
+_HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
+_STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool_padding")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig:
+    """What belongs to trained weights.
+
+    Attributes:
+      run: the configuration of the run they come from.
+      step: of the checkpoint.
+      inputs: image size, names of the classes, mean and std.
+    """
+
+    run: Config
+    step: int
+    inputs: Inputs
+
+
+class Trained(NamedTuple):
+    """A network with its weights: `model.apply(variables, preprocess(images, config), train=False)`."""
+
+    model: Model
+    variables: dict[str, Any]
+    config: TrainedConfig
+
+
+def load(workdir: str | Path, *, step: int | None = None) -> Trained:
+    """Load the network of a work directory, onto the first device; the data set is not needed.
+
+    Args:
+      workdir: of a run of train.py, or of an import.
+      step: of the checkpoint; None for the last one.
+
+    Returns:
+      (model, variables, config): variables holds `params` and `batch_stats`, float32.
+
+    Raises:
+      UserError: no work directory or no such checkpoint.
+    """
+    workdir = Path(workdir)
+    config, inputs = load_config(workdir), load_inputs(workdir)
+    model = build_model(config.model, len(inputs.class_names))
+    optimizer, _ = build_optimizer(config.optim)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = abstract_state(model, optimizer, inputs.image_shape, device)
+    state = Checkpoints(workdir, read_only=True).restore(abstract, step)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return Trained(model, variables, TrainedConfig(config, int(state.step), inputs))
+
+
+def preprocess(images: Any, config: TrainedConfig) -> jax.Array:
+    """Normalize images as the network was trained on them.
+
+    Args:
+      images: RGB uint8 [N, H, W, 3]; of the size config.inputs.image_shape where the mean is per pixel.
+      config: of load().
+
+    Returns:
+      float32 [N, H, W, 3].
+
+    Raises:
+      ValueError: images of another type or size.
+    """
+    mean, std = config.inputs.preprocessing
+    images = jax.numpy.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"expected uint8 images [N, H, W, 3], got {images.dtype} {images.shape}")
+    if mean.ndim == 3 and images.shape[1:] != mean.shape:
+        raise ValueError(f"the mean is per pixel, for images {mean.shape}; got {images.shape[1:]}")
+    return normalize(images, mean, std)
+
+
+def adopt_preprocessing(trained: Trained, image_shape: tuple[int, int, int]) -> Preprocessing:
+    """Return the preprocessing of trained weights for images (H, W, C) of another data set."""
+    mean, std = trained.config.inputs.preprocessing
+    if mean.ndim == 3 and mean.shape != image_shape:
+        mean = mean.mean((0, 1))  # a mean image of another size says no more than its colour
+    return Preprocessing(mean, std)
+
+
+def check_same_network(trained: Trained, config: Config) -> None:
+    """Check what shapes alone would not show, such as which convolution subsamples.
+
+    Raises:
+      UserError: the networks differ in more than the number of classes.
+    """
+    for name in _STRUCTURE:
+        theirs, ours = getattr(trained.config.run.model, name), getattr(config.model, name)
+        if theirs != ours:
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(
+                f"--init-from holds a network with model.{name} {theirs}, not {ours}: add {option} {theirs}"
+            )
+
+
+def adopt_weights(trained: Trained, state: TrainState) -> TrainState:
+    """Replace parameters and running statistics of a new state, but for a last layer of other classes.
+
+    Raises:
+      UserError: other layers differ.
+    """
+    params = flatten_dict(state.params)
+    theirs = flatten_dict(trained.variables["params"])
+    differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
+    if differing - set(_HEADS):
+        raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
+
+    def put(new: Any, old: Any) -> Any:
+        return jax.device_put(np.asarray(new), old.sharding)
+
+    adopted = {path: old if path[0] in differing else put(theirs[path], old) for path, old in params.items()}
+    batch_stats = jax.tree.map(put, trained.variables["batch_stats"], state.batch_stats)
+    return dataclasses.replace(state, params=unflatten_dict(adopted), batch_stats=batch_stats)

@@ -1,0 +1,234 @@
+"""Import, evaluation, fine-tuning and export of weights, with files as others write them."""
+
+import json
+import os
+import pickle
+import struct
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import resnet_jax
+from resnet_jax import create_model
+from resnet_jax.__main__ import main
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+from resnet_jax.convert.files import read_tensors
+from resnet_jax.convert.names import tensors_from_variables
+from resnet_jax.convert.weights_in import import_weights
+from resnet_jax.data import Dataset, Split
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import evaluate_workdir
+from resnet_jax.training import train
+
+PUBLISHED = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3, "shared", "weights", "resnet20-12fca82f.th")
+
+
+def make_tensors(name, layout, **options):
+    model = create_model(name, **options)
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(1))
+    return model, variables, tensors_from_variables(jax.device_get({"batch_stats": {}, **variables}), model, layout)
+
+
+@pytest.fixture(scope="module")
+def resnet8(tmp_path_factory):
+    """A small CIFAR ResNet as .safetensors in PyTorch's names, and our model and variables."""
+    model, variables, tensors = make_tensors("resnet8", "cifar", zero_channels="both")
+    path = tmp_path_factory.mktemp("weights") / "resnet8.safetensors"
+    safetensors.numpy.save_file({f"module.{name}": array for name, array in tensors.items()}, path)
+    return path, model, variables
+
+
+def test_an_import_is_an_ordinary_work_directory(resnet8, tmp_path, capsys):
+    path, model, variables = resnet8
+    workdir = tmp_path / "imported"
+    assert main(["import", str(path), "--model", "resnet8", "--out", str(workdir)]) == 0
+    assert "resnet8, shortcut A" in capsys.readouterr().out
+    loaded, loaded_variables, config = resnet_jax.load(workdir)
+    jax.tree.map(np.testing.assert_array_equal, loaded_variables, dict(variables))
+    assert loaded.zero_channels == "both"
+    assert config.step == 0
+    assert config.run.data.mean == pytest.approx((0.485, 0.456, 0.406))
+    images = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    normalized = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(resnet_jax.preprocess(images, config), normalized, rtol=1e-4, atol=1e-5)
+    expected = model.apply(variables, normalized, train=False)
+    actual = loaded.apply(loaded_variables, resnet_jax.preprocess(images, config), train=False)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_safetensors_out_is_what_came_in(resnet8, tmp_path, capsys):
+    path, _, _ = resnet8
+    import_weights(path, "resnet8", tmp_path / "run")
+    for names in ("torch", "resnet_jax"):
+        out = tmp_path / f"{names}.safetensors"
+        assert (
+            main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(out), "--names", names]) == 0
+        )
+        assert "largest difference 0" in capsys.readouterr().out
+    before, after = read_tensors(path), safetensors.numpy.load_file(tmp_path / "torch.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    ours = safetensors.numpy.load_file(tmp_path / "resnet_jax.safetensors")
+    assert ours["stage2_block1/conv1/kernel"].shape == (3, 3, 16, 32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["resnet_jax.safetensors", "run", "torch.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shortcut"),
+    [("resnet14", {"shortcut": "B"}, "B"), ("resnet14", {"shortcut": "C"}, "C"), ("plain14", {}, "none")],
+)
+def test_the_shortcuts_are_read_off_the_tensors(tmp_path, name, options, shortcut):
+    _, variables, tensors = make_tensors(name, "cifar", num_classes=3, **options)
+    safetensors.numpy.save_file(tensors, tmp_path / "file.safetensors")
+    config = import_weights(tmp_path / "file.safetensors", name, tmp_path / "run")
+    assert config.model.shortcut == shortcut
+    loaded = resnet_jax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, dict(variables))
+    assert loaded.config.inputs.class_names == ("0", "1", "2")
+
+
+def test_torchvisions_layout_means_the_stride_on_the_3x3(tmp_path):
+    _, variables, tensors = make_tensors("resnet18", "torchvision", num_classes=4)
+    safetensors.numpy.save_file(tensors, tmp_path / "file.safetensors")
+    config = import_weights(tmp_path / "file.safetensors", "resnet18", tmp_path / "run", preprocessing="none")
+    assert (config.model.stride_on, config.model.pool_padding, config.model.shortcut) == ("3x3", "torch", "B")
+    assert config.data.mean == (0, 0, 0)
+    loaded = resnet_jax.load(tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, dict(variables))
+    assert loaded.config.inputs.image_shape == (224, 224, 3)
+
+
+def tiny_dataset(names):
+    random = np.random.RandomState(0)
+    labels = random.randint(0, len(names), 64).astype(np.int32)
+    split = Split(random.randint(0, 256, (64, 32, 32, 3)).astype(np.uint8), labels)
+    return Dataset("tiny", split, split, names)
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_fine_tuning_begins_with_the_weights(resnet8, tmp_path, monkeypatch, classes):
+    path, _, variables = resnet8
+    import_weights(path, "resnet8", tmp_path / "source")
+    dataset = tiny_dataset(tuple(map(str, range(classes))))
+    monkeypatch.setattr("resnet_jax.experiment.load_dataset", lambda name, data_dir: dataset)
+    config = Config(
+        model=ModelConfig(depth=8, zero_channels="both", bn_group_size=16),
+        data=DataConfig(batch_size=16, eval_batch_size=64),
+        optim=OptimConfig(learning_rate=1e-9, weight_decay=0, boundaries=()),  # so that they stay where they are
+        run=RunConfig(workdir=str(tmp_path / "run"), init_from=str(tmp_path / "source"), steps=1),
+    )
+    train(config)
+    loaded = resnet_jax.load(tmp_path / "run")
+    for name, layer in loaded.variables["params"].items():
+        if name != "fc" or classes == 10:
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), layer, dict(variables["params"][name])
+            )
+    assert loaded.variables["params"]["fc"]["kernel"].shape == (64, classes)
+    assert loaded.config.run.data.mean is None  # as configured, but
+    np.testing.assert_allclose(loaded.config.inputs.preprocessing.mean, (0.485, 0.456, 0.406))  # what the weights need
+    wrong = Config(
+        model=ModelConfig(depth=8), data=config.data, run=RunConfig(str(tmp_path / "source"), str(tmp_path / "x"))
+    )
+    with pytest.raises(UserError, match="zero_channels both, not end: add --model.zero-channels both"):
+        train(wrong)
+    assert not (tmp_path / "x").exists()
+
+
+def test_published_weights_make_their_published_error(tmp_path, cifar10_dir):
+    pytest.importorskip("torch", reason="reading .th needs torch")
+    assert main(["import", PUBLISHED, "--model", "resnet20", "--out", str(tmp_path / "run")]) == 0
+    metrics = evaluate_workdir(tmp_path / "run", data_dir=str(cifar10_dir)).metrics
+    assert metrics.images == 10_000
+    assert metrics.errors.sum() == 827
+
+
+def refused(path, model="resnet8", **options):
+    out = path.parent / "run"
+    with pytest.raises(UserError) as caught:
+        import_weights(path, model, out, **options)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+    return str(caught.value)
+
+
+def test_hostile_and_damaged_safetensors(resnet8, tmp_path):
+    whole = resnet8[0].read_bytes()
+    path = tmp_path / "file.safetensors"
+    for content in (whole[: len(whole) // 2], b"", whole[:5], struct.pack("<Q", 10 * 2**40) + whole[8:]):
+        path.write_bytes(content)
+        assert "is damaged or not a .safetensors file" in refused(path)
+    huge = json.dumps(
+        {"conv1.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * 10**12]}}
+    ).encode()
+    path.write_bytes(struct.pack("<Q", len(huge)) + huge)
+    assert "is damaged" in refused(path)
+    tricks = {**read_tensors(resnet8[0]), "../../evil": np.zeros(2, np.float32), "/etc/x": np.zeros(2, np.float32)}
+    safetensors.numpy.save_file(tricks, path)
+    assert "left over: ../../evil, /etc/x" in refused(path)
+
+
+def test_a_pickle_that_would_run_code(tmp_path):
+    pytest.importorskip("torch", reason="reading .pth needs torch")
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    for protocol in (0, 2, 4):
+        (tmp_path / "file.pth").write_bytes(pickle.dumps({"state_dict": Evil()}, protocol=protocol))
+        assert "file.pth is" in refused(tmp_path / "file.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_pytorch_files(resnet8, tmp_path):
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    path, _, variables = resnet8
+    tensors = {name: torch.from_numpy(array) for name, array in read_tensors(path).items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "epoch": 3}, tmp_path / "file.pth")
+    import_weights(tmp_path / "file.pth", "resnet8", tmp_path / "a")
+    jax.tree.map(np.testing.assert_array_equal, resnet_jax.load(tmp_path / "a").variables, dict(variables))
+    truncated = (tmp_path / "file.pth").read_bytes()[:5000]
+    (tmp_path / "file.pth").write_bytes(truncated)
+    refused(tmp_path / "file.pth")
+    torch.save([1, 2], tmp_path / "file.pt")
+    assert "holds a list, not a state_dict" in refused(tmp_path / "file.pt")
+    torch.save({"epoch": 3}, tmp_path / "file.th")
+    assert "is no state_dict of tensors; found also: epoch" in refused(tmp_path / "file.th")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("none.safetensors", "resnet8", "no file"),
+        ("none.caffemodel", "resnet50", "no file"),
+        ("file.h5", "resnet8", "unknown kind of file"),
+        ("file.safetensors", "resnet9", "depth must be 6n"),
+        ("file.safetensors", "alexnet", "--model: unknown model 'alexnet'"),
+        ("file.safetensors", "resnet14", "missing: layer1.1"),
+        ("file.safetensors", "resnet50", "has no tensor fc.weight|missing"),
+    ],
+)
+def test_mistakes_of_an_import(resnet8, tmp_path, name, model, message):
+    for suffix in ("safetensors", "h5"):
+        (tmp_path / f"file.{suffix}").write_bytes(resnet8[0].read_bytes())
+    import re
+
+    assert re.search(message, refused(tmp_path / name, model))
+
+
+def test_an_existing_folder_is_not_overwritten(resnet8, tmp_path):
+    with pytest.raises(UserError, match="exists; choose another --out"):
+        import_weights(resnet8[0], "resnet8", tmp_path)
+
+
+def test_an_export_that_cannot_be_written(resnet8, tmp_path):
+    import_weights(resnet8[0], "resnet8", tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "x.safetensors")
+    with pytest.raises(UserError, match="cannot write"):
+        main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", out])
