@@ -13,7 +13,16 @@ from resnet_jax.models import create_model
 sys.path.insert(0, str(Path(__file__).parent))
 
 from golden.compare import assert_close, assert_summary_close, flat_variables, nest
-from golden.inputs import IMAGENET_CLASSES, IMAGENET_RESNETS, RESNET_IMAGE, VGG_IMAGE, VGGS, make_imagenet_batch
+from golden.inputs import (
+    IMAGENET_CLASSES,
+    IMAGENET_RESNETS,
+    RESNET_IMAGE,
+    VGG_IMAGE,
+    VGGS,
+    make_imagenet_images,
+    make_imagenet_training_batch,
+    open_relus,
+)
 
 RESNET_OUTPUTS = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
 VGG_OUTPUTS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -34,7 +43,7 @@ def full_precision():
 
 def assert_evaluation_close(golden, key, model, image_shape, outputs):
     """Compare the names of all variables, then the logits and the named outputs in evaluation."""
-    images, _ = make_imagenet_batch(2, image_shape)
+    images = make_imagenet_images(image_shape)
     params, batch_stats = flat_variables(model, images)
     assert sorted(params) == str(golden[f"{key}/param_names"]).split()
     assert sorted(batch_stats) == str(golden[f"{key}/stats_names"]).split()
@@ -78,8 +87,9 @@ def test_defaults_are_the_papers(name, key):
 def test_resnet50_training_step(golden):
     name, options = IMAGENET_RESNETS["resnet50"]
     model = create_model(name, num_classes=IMAGENET_CLASSES, bn_group_size=None, **options)
-    images, labels = make_imagenet_batch(4, RESNET_IMAGE)
+    images, labels = make_imagenet_training_batch()
     params, batch_stats = flat_variables(model, images)
+    params = open_relus(params)
 
     def loss_fn(params):
         logits, _ = model.apply(nest(params, batch_stats), images, train=True, mutable=["batch_stats"])

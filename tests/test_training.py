@@ -15,10 +15,14 @@ from resnet_jax import training
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
+from resnet_jax.data.pipeline import Preprocessing, make_sample_batch
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate_workdir
-from resnet_jax.experiment import Experiment
+from resnet_jax.experiment import Experiment, abstract_state, build_optimizer
 from resnet_jax.logs import RunLog, read_records
+from resnet_jax.models import vgg
+from resnet_jax.steps import make_train_step
+from resnet_jax.train_state import TrainState
 from resnet_jax.training import train
 from resnet_jax.workdir import load_inputs
 
@@ -277,6 +281,25 @@ def test_a_work_directory_that_became_unwritable(finished, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match="cannot write the work directory .*metrics.jsonl"):
         train(make_config(tmp_path / "run"))
+
+
+def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
+    model = vgg(16, num_classes=3)  # traced only: its 134 million parameters are not made
+    optimizer, schedule = build_optimizer(OptimConfig())
+    preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
+    sample = make_sample_batch(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
+    step = make_train_step(model, optimizer, schedule, sample, jax.random.key(1))
+    state = abstract_state(model, optimizer, (32, 32, 3), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    split = (jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32))
+    after, _ = jax.eval_shape(step, state, split)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+
+    small = TrainState(np.int32(3), {"fc6": np.ones(2)}, {}, ())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small, wait=True)
+    restored = checkpoints.restore(jax.tree.map(jax.numpy.asarray, small))
+    assert restored.batch_stats == {}
+    np.testing.assert_array_equal(restored.params["fc6"], 1)
 
 
 def test_the_progress_bar_of_a_terminal(tmp_path, monkeypatch, capsys):

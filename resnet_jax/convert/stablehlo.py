@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from resnet_jax.convert.verify import Classify, make_classify, on_cpu, write_verified
+from resnet_jax.convert.verify import Classify, import_optional, make_classify, on_cpu, write_verified
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.models import Model
 
@@ -25,7 +27,7 @@ def export_stablehlo(
 ) -> float:
     """Write the network with its weights and normalization, for CPU, NVIDIA GPU and TPU, and compare it.
 
-    The file is used with jax alone, and with any batch size:
+    The file is used with jax (and flatbuffers, which jax.export needs), and with any batch size:
 
         logits = jax.export.deserialize(Path(path).read_bytes()).call(images)  # after `import jax.export`
 
@@ -40,10 +42,12 @@ def export_stablehlo(
       The largest difference of logits on reloading, relative to the largest logit.
 
     Raises:
+      UserError: flatbuffers is not installed.
       CommandError: the file does not give the logits of the network.
       OSError: it cannot be written.
     """
-    with on_cpu():
+    import_optional("flatbuffers", "pip install flatbuffers")  # jax.export imports it, and jax does not declare it
+    with on_cpu(), _without_source_locations():
         classify = jax.jit(make_classify(model, variables, preprocessing))
         (batch,) = jax.export.symbolic_shape("b")
         images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
@@ -54,3 +58,15 @@ def export_stablehlo(
 def load_stablehlo(path: Path) -> Classify:
     """Load the function of a file: RGB uint8 [N, H, W, 3] to logits float32 [N, K]."""
     return jax.export.deserialize(bytearray(path.read_bytes())).call
+
+
+@contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """Keep the paths of this computer out of the file; JAX records where each operation comes from."""
+    option = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(option, limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ def make_classify(model: Model, variables: dict[str, Any], preprocessing: Prepro
     model = model.clone(dtype=jnp.float32)
     variables, (mean, std) = jax.device_get((variables, tuple(preprocessing)))
 
-    def classify(images: jax.Array) -> jax.Array:
+    def classify(images: jax.Array) -> Any:
         return model.apply(variables, normalize(images, mean, std), train=False)
 
     return classify
@@ -52,16 +53,46 @@ def write_verified(
       CommandError: the file cannot be loaded or gives other logits.
       OSError: it cannot be written.
     """
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 256, (size, *image_shape), np.uint8) for size in _BATCH_SIZES]
+    expected = [np.asarray(classify(images)) for images in batches]
     partial = path.with_name(path.name + ".new")
     try:
         partial.write_bytes(content)
-        difference = _compare(partial, load, classify, image_shape)
-        if not difference <= TOLERANCE:  # also NaN
-            raise CommandError(f"{path} was not written: its logits differ by {difference:.3g} of their scale")
+        try:
+            reloaded = load(partial)
+            found = [np.asarray(reloaded(images)) for images in batches]
+        except Exception as error:  # a damaged file makes the libraries raise anything
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CommandError(f"{path} was not written: it does not read back: {reason}") from error
+        difference = max(map(_difference, found, expected))
+        if difference > TOLERANCE:
+            raise CommandError(f"{path} was not written: its logits differ by {difference:.3g} of the largest")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return difference
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of logits, relative to the largest; infinite if it is not a number."""
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return float("inf")
+    scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
+    difference = float(np.abs(found - expected).max() / scale)
+    return float("inf") if np.isnan(difference) else difference
+
+
+def import_optional(package: str, install: str) -> Any:
+    """Return a package that only exporting needs.
+
+    Raises:
+      UserError: it is not installed; `install` is the way out.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"exporting needs {package}: {install}") from error
 
 
 def on_cpu() -> Any:
@@ -74,22 +105,3 @@ def on_cpu() -> Any:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError as error:
         raise UserError("exporting computes on the CPU: add it to JAX_PLATFORMS, as in cuda,cpu") from error
-
-
-def _compare(
-    path: Path, load: Callable[[Path], Classify], classify: Classify, image_shape: tuple[int, int, int]
-) -> float:
-    rng = np.random.default_rng(0)
-    differences = []
-    for batch_size in _BATCH_SIZES:
-        images = rng.integers(0, 256, (batch_size, *image_shape), np.uint8)
-        expected = np.asarray(classify(images))
-        try:
-            logits = np.asarray(load(path)(images))
-        except Exception as error:  # a damaged file makes the libraries raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CommandError(f"{path.stem} was not written: it does not read back: {reason}") from error
-        if logits.shape != expected.shape or logits.dtype != expected.dtype:
-            raise CommandError(f"{path.stem} was not written: it gives {logits.dtype} {logits.shape}")
-        differences.append(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
-    return float(np.max(differences))  # NaN if any is

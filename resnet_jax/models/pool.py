@@ -40,9 +40,11 @@ class MaxPool(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pool x [N, H, W, C]."""
-        return nn.max_pool(
-            x, (self.size, self.size), strides=(self.stride, self.stride), padding=self.padding(*x.shape[1:3])
-        )
+        rows, columns = self.padding(*x.shape[1:3])
+        # Padded here and not by max_pool, whose padding jax2onnx 0.17 drops; XLA makes one operation of both.
+        x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)), constant_values=-jnp.inf)
+        size, stride = (self.size, self.size), (self.stride, self.stride)
+        return nn.max_pool(x, window_shape=size, strides=stride, padding="VALID")
 
 
 def stem_pool(padding: PoolPadding) -> MaxPool:

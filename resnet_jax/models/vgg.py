@@ -73,7 +73,7 @@ class VGG(nn.Module):
             return outputs
         if x.shape[1:3] != (_POOLED_SIDE, _POOLED_SIDE):
             x = AdaptiveAveragePool(_POOLED_SIDE, name="pool")(x)
-        x = x.reshape(len(x), -1)  # [N, 7 * 7 * 512]
+        x = x.reshape(x.shape[0], -1)  # [N, 7 * 7 * 512]; len() would refuse the symbolic N of an export
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(4096, kernel_init=he_init(self.init_fan), dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -5,6 +5,7 @@ neither side depends on the order in which the other creates its parameters.
 """
 
 import math
+import re
 import zlib
 
 import numpy as np
@@ -59,13 +60,14 @@ def _make_tensor(name, shape):
 
 
 def open_relus(params):
-    """Return the parameters with every BN bias raised by 4 times its scale.
+    """Return the parameters with the bias of each BN in a block raised by its scale.
 
-    A ReLU input near 0 takes the other side of 0 in float32, and its gradient appears or vanishes: with millions
-    of them a few always do, and change gradients by per cents. 4 standard deviations from 0 hardly any is near.
+    An input of ReLU so near 0 that float32 puts it on the other side switches a gradient on or off, and a single
+    one changes the gradients of all layers before it by up to a few per cent. This makes them rarer, and
+    make_imagenet_training_batch avoids the rest.
     """
-    scales = {name: params.get(name.removesuffix("bias") + "scale", 0) for name in params if name.endswith("/bias")}
-    return params | {name: params[name] + 4 * scale for name, scale in scales.items()}
+    scales = {name: params[name.removesuffix("bias") + "scale"] for name in params if re.search(r"/bn\d/bias$", name)}
+    return params | {name: params[name] + scale for name, scale in scales.items()}
 
 
 def make_batch():
@@ -75,11 +77,18 @@ def make_batch():
     return images, labels
 
 
-def make_imagenet_batch(num_images, image_shape):
-    """Return (images [N, *image_shape] float32, labels [N] int32 below IMAGENET_CLASSES)."""
-    images = _standard_normal("imagenet images", (num_images, *image_shape)).astype(np.float32)
+def make_imagenet_images(image_shape):
+    """Return images [2, *image_shape] float32."""
+    return _standard_normal("imagenet images", (2, *image_shape)).astype(np.float32)
+
+
+def make_imagenet_training_batch():
+    """Return (images [4, 33, 40, 3] float32, labels [4] int32 below IMAGENET_CLASSES)."""
+    # Number 21 of 817 keeps the inputs of ReLU in resnet50 with open_relus farthest from 0: at least 11 times the
+    # RMS error of float32.
+    images = _standard_normal("imagenet training images 21", (4, 33, 40, 3)).astype(np.float32)
     random = np.random.RandomState(zlib.crc32(b"imagenet labels"))
-    return images, random.randint(0, IMAGENET_CLASSES, size=num_images).astype(np.int32)
+    return images, random.randint(0, IMAGENET_CLASSES, size=4).astype(np.int32)
 
 
 def sample(array):

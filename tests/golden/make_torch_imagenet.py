@@ -29,7 +29,8 @@ from inputs import (
     RESNET_IMAGE,
     VGG_IMAGE,
     VGGS,
-    make_imagenet_batch,
+    make_imagenet_images,
+    make_imagenet_training_batch,
     make_tensors,
     open_relus,
     sample,
@@ -191,22 +192,22 @@ def train_step(network, images, labels):
     }
 
 
-def make_torch_batch(num_images, image_shape):
-    """Return (images [N, 3, H, W] float64, labels [N])."""
-    images, labels = make_imagenet_batch(num_images, image_shape)
-    return torch.from_numpy(images).double().permute(0, 3, 1, 2), torch.from_numpy(labels).long()
+def to_torch(images):
+    """Convert images [N, H, W, 3] to float64 [N, 3, H, W]."""
+    return torch.from_numpy(images).double().permute(0, 3, 1, 2)
 
 
 def main():
     """Compute all golden values and store them next to this file."""
     golden = {}
-    images, labels = make_torch_batch(4, RESNET_IMAGE)
+    images = to_torch(make_imagenet_images(RESNET_IMAGE))
     for key, (name, options) in IMAGENET_RESNETS.items():
         network = ResNet(int(name.removeprefix("resnet").removeprefix("plain")), **options)
-        golden[key] = evaluate(network, images[:2])
+        golden[key] = evaluate(network, images)
         if key == "resnet50":
-            golden[key] |= train_step(network, images, labels)
-    images, _ = make_torch_batch(2, VGG_IMAGE)
+            training_images, labels = make_imagenet_training_batch()
+            golden[key] |= train_step(network, to_torch(training_images), torch.from_numpy(labels).long())
+    images = to_torch(make_imagenet_images(VGG_IMAGE))
     for name in VGGS:
         golden[name] = evaluate(VGG(int(name.removeprefix("vgg"))), images)
     arrays = {}
