@@ -106,8 +106,10 @@ def _model_config(
     """Read off the tensors which shortcuts the network has; the rest follows from who wrote the file."""
     config = ModelConfig(family=name.family, depth=name.depth, shortcut="none" if name.plain else "A")
     projections = {key for key in tensors if ".downsample.0." in key or ".shortcut.0." in key}
-    if projections and not name.plain:  # option C has one in every block
-        is_c = any(key.startswith(("layer1.1.", "layer2.1.")) for key in projections)
+    if projections and not name.plain:
+        # B has none where the dimensions stay: the first stage of basic blocks, the second block of bottlenecks.
+        identity = "layer1.0." if name.family == "cifar" or name.depth < 50 else "layer1.1."
+        is_c = any(key.startswith(identity) for key in projections)
         config = dataclasses.replace(config, shortcut="C" if is_c else "B")
     if name.family == "cifar":
         return dataclasses.replace(config, zero_channels="both")

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+from collections import OrderedDict
 
 import jax
 import numpy as np
@@ -79,7 +80,7 @@ def test_safetensors_out_is_what_came_in(resnet8, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "options", "shortcut"),
-    [("resnet14", {"shortcut": "B"}, "B"), ("resnet14", {"shortcut": "C"}, "C"), ("plain14", {}, "none")],
+    [("resnet14", {"shortcut": "B"}, "B"), ("resnet8", {"shortcut": "C"}, "C"), ("plain14", {}, "none")],
 )
 def test_the_shortcuts_are_read_off_the_tensors(tmp_path, name, options, shortcut):
     _, variables, tensors = make_tensors(name, "cifar", num_classes=3, **options)
@@ -100,6 +101,42 @@ def test_torchvisions_layout_means_the_stride_on_the_3x3(tmp_path):
     loaded = resnet_jax.load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, dict(variables))
     assert loaded.config.inputs.image_shape == (224, 224, 3)
+
+
+def test_caffes_layout_means_the_stride_on_the_1x1_and_the_mean_image(tmp_path, monkeypatch):
+    model = create_model("resnet50", num_classes=5)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+    tensors = tensors_from_variables(variables, model, "torchvision")  # what the reader of .caffemodel returns
+    mean = np.random.RandomState(0).uniform(90, 130, (224, 224, 3)).astype(np.float32)
+    monkeypatch.setattr("resnet_jax.convert.weights_in.read_caffemodel", lambda path: tensors)
+    monkeypatch.setattr("resnet_jax.convert.weights_in.read_mean", lambda path: mean)
+    (tmp_path / "file.caffemodel").write_bytes(b"")
+    file, mean_file = tmp_path / "file.caffemodel", tmp_path / "mean.binaryproto"
+    config = import_weights(file, "resnet50", tmp_path / "run", mean_file=mean_file)
+    assert (config.model.stride_on, config.model.pool_padding, config.model.shortcut) == ("1x1", "caffe", "B")
+    loaded = resnet_jax.load(tmp_path / "run")
+    images = np.random.RandomState(1).randint(0, 256, (1, 224, 224, 3)).astype(np.uint8)
+    # Caffe's input is the pixel minus the mean, in 0..255.
+    np.testing.assert_allclose(resnet_jax.preprocess(images, loaded.config), images - mean, atol=1e-3)
+    assert import_weights(file, "resnet50", tmp_path / "v2", stride_on="3x3").model.stride_on == "3x3"
+
+
+def test_pytorch_loads_an_export_strictly(resnet8, tmp_path):
+    torch = pytest.importorskip("torch", reason="loading a state_dict needs torch")
+    import_weights(resnet8[0], "resnet8", tmp_path / "run")
+    main(["export", str(tmp_path / "run"), "--format", "safetensors", "--out", str(tmp_path / "out.safetensors")])
+    tensors = {k: torch.from_numpy(v) for k, v in safetensors.numpy.load_file(tmp_path / "out.safetensors").items()}
+    convolution = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    stem = torch.nn.Sequential(OrderedDict(conv1=convolution, bn1=torch.nn.BatchNorm2d(16)))
+    # Strict, though the counters num_batches_tracked are not in the file.
+    stem.load_state_dict({k: v for k, v in tensors.items() if k.startswith(("conv1.", "bn1."))}, strict=True)
+    images = np.random.RandomState(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = torch.relu(stem.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2)))).numpy()
+    model, variables, _ = resnet_jax.load(tmp_path / "run")
+    features = model.apply(variables, images, train=False, method="features")
+    np.testing.assert_allclose(features["stem"].transpose(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
 def tiny_dataset(names):
