@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.convert.files import read_tensors, write_safetensors
 from resnet_jax.convert.names import Layout, tensors_from_variables
+from resnet_jax.convert.onnx import export_onnx
+from resnet_jax.convert.stablehlo import export_stablehlo
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.trained import Trained, load
 
 
-def export(workdir: Path, form: str, out: Path, *, names: str = "torch", step: int | None = None) -> float:
+def export(
+    workdir: Path,
+    form: Literal["safetensors", "stablehlo", "onnx"],
+    out: Path,
+    *,
+    names: Literal["torch", "resnet_jax"] = "torch",
+    step: int | None = None,
+) -> float:
     """Export a trained network, reload the file and compare.
 
     Args:
@@ -34,14 +43,13 @@ def export(workdir: Path, form: str, out: Path, *, names: str = "torch", step: i
       CommandError: what was written is not what the model is.
     """
     trained = load(workdir, step=step)
-    writers: dict[str, Callable[[], float]] = {
-        "safetensors": lambda: _export_safetensors(trained, out, names),
-        "stablehlo": lambda: _export_stablehlo(trained, out),
-        "onnx": lambda: _export_onnx(trained, out),
-    }
+    inputs = trained.config.inputs
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return writers[form]()
+        if form == "safetensors":
+            return _export_safetensors(trained, out, names)
+        write = export_stablehlo if form == "stablehlo" else export_onnx
+        return write(trained.model, trained.variables, inputs.preprocessing, inputs.image_shape, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
 
@@ -67,17 +75,3 @@ def _export_safetensors(trained: Trained, out: Path, names: str) -> float:
     finally:
         partial.unlink(missing_ok=True)
     return difference
-
-
-def _export_stablehlo(trained: Trained, out: Path) -> float:
-    from resnet_jax.convert.stablehlo import export_stablehlo
-
-    inputs = trained.config.inputs
-    return export_stablehlo(trained.model, trained.variables, inputs.preprocessing, inputs.image_shape, out)
-
-
-def _export_onnx(trained: Trained, out: Path) -> float:
-    from resnet_jax.convert.onnx import export_onnx
-
-    inputs = trained.config.inputs
-    return export_onnx(trained.model, trained.variables, inputs.preprocessing, inputs.image_shape, out)
