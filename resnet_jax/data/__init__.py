@@ -30,6 +30,8 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
         return load_cifar10(data_dir)
     if name.startswith("tfds:"):
         return load_tfds(name.removeprefix("tfds:"), data_dir)
+    if name == "imagenet":  # what imported ImageNet weights were trained on
+        raise UserError("ImageNet cannot be read yet; such weights can be exported, or fine-tuned on another data set")
     nearest = difflib.get_close_matches(name, ("digits", "cifar10", "tfds:"), n=1, cutoff=0.5)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     raise UserError(f"unknown data set {name!r}: choose digits, cifar10 or tfds:NAME{hint}")

@@ -83,3 +83,8 @@ def test_split_validation_refuses(size: int) -> None:
 def test_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"unknown data set '{name}'.*{hint}"):
         load_dataset(name, "/nowhere")
+
+
+def test_imagenet_says_what_can_be_done_instead() -> None:
+    with pytest.raises(UserError, match="ImageNet cannot be read yet"):
+        load_dataset("imagenet", "data")
