@@ -1,14 +1,20 @@
-"""Checkpoints of the whole TrainState with orbax: written in the background, complete or not there at all."""
+"""Checkpoints of the whole TrainState with orbax: written in the background, complete or not there at all.
+
+They hold every block by its name, also those of a network with scan_blocks: one may be trained on as the other.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
 from resnet_jax.train_state import TrainState
 
 _ERROR = "validation_error"
@@ -53,6 +59,8 @@ class Checkpoints:
         """
         step = int(state.step)
         if step != self.latest():
+            if is_stacked(state):
+                state = unstack_blocks(jax.tree.map(np.array, state))  # on the host, where taking apart costs nothing
             metrics = None if validation_error is None else {_ERROR: validation_error}
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
         if wait:
@@ -71,7 +79,12 @@ class Checkpoints:
         if step not in steps:
             saved = ", ".join(map(str, steps))
             raise UserError(f"{self.directory} has no checkpoint of step {step}; there are: {saved}")
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        if not is_stacked(abstract_state):
+            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        by_block = jax.eval_shape(unstack_blocks, abstract_state)
+        on_host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), by_block)
+        state = stack_blocks(self._manager.restore(step, args=ocp.args.StandardRestore(on_host)))
+        return jax.tree.map(lambda leaf, abstract: jax.device_put(leaf, abstract.sharding), state, abstract_state)
 
     def close(self) -> None:
         """Finish what is being written."""

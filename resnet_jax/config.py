@@ -43,6 +43,10 @@ class ModelConfig:
     """Normalize by the running statistics also in training and leave BN as it is (for fine-tuning)."""
     init_fan: Literal["fan_in", "fan_out"] = "fan_in"
     """Fan of the He initialization."""
+    scan_blocks: bool = False
+    """Compile the equal blocks of a stage as one loop: compile time does not grow with depth. It changes no result."""
+    remat: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the activations; parameters, statistics and logits are float32."""
 
@@ -106,6 +110,9 @@ class RunConfig:
     """Training steps in all; a finished run goes on if this is raised."""
     seed: int = 0
     """Of the initialization, the order of the images and the augmentation."""
+    steps_per_dispatch: int | None = None
+    """Most training steps in one dispatch to the device; None: as many as fit between log lines and take about a
+    second. It changes no result."""
     log_every: int = 100
     """Steps between log lines."""
     eval_every: int = 1_000
@@ -126,7 +133,7 @@ class Config:
 
 # What may differ when a run is resumed: none of it changes the parameters at a given step.
 _FREE_ON_RESUME = {
-    "data.dir", "data.eval_batch_size",
+    "model.scan_blocks", "model.remat", "data.dir", "data.eval_batch_size", "run.steps_per_dispatch",
     "run.workdir", "run.steps", "run.log_every", "run.eval_every", "run.save_every", "run.keep",
 }  # fmt: skip
 
@@ -139,7 +146,7 @@ def check_config(config: Config) -> None:
     """
     at_least_one = [
         "data.batch_size", "data.eval_batch_size", "run.steps", "run.log_every", "run.eval_every",
-        "run.save_every", "run.keep", "optim.warmup_steps",
+        "run.save_every", "run.keep", "run.steps_per_dispatch", "optim.warmup_steps",
     ]  # fmt: skip
     at_least_zero = ["data.validation_size", "data.padding", "optim.weight_decay", "run.seed", "data.split_seed"]
     positive = ["optim.learning_rate", "optim.warmup_learning_rate"]
@@ -152,7 +159,7 @@ def check_config(config: Config) -> None:
     ):
         for name in names:
             value = get_field(config, name)
-            if not ok(value):
+            if value is not None and not ok(value):
                 raise UserError(f"--{name.replace('_', '-')} must be {range_text}; got {value}")
     if config.run.seed >= 2**32:
         raise UserError(f"--run.seed must be below 2^32; got {config.run.seed}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax import runtime
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.experiment import Experiment, load_data
 from resnet_jax.metrics import Metrics
@@ -46,6 +47,7 @@ def evaluate_workdir(workdir: Path, *, data_dir: str | None = None, step: int | 
       UserError: no work directory, no such checkpoint, or no data.
     """
     config, inputs = load_config(workdir), load_inputs(workdir)
+    runtime.configure(config)
     checkpoints = Checkpoints(workdir, read_only=True)
     if data_dir is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))

@@ -16,15 +16,16 @@ from resnet_jax.data import Dataset, Split, load_dataset, split_validation
 from resnet_jax.data.pipeline import (
     DeviceSplit,
     Preprocessing,
-    make_sample_batch,
+    make_sampler,
     make_take_batch,
     per_pixel_mean,
 )
 from resnet_jax.errors import UserError
 from resnet_jax.metrics import Metrics
-from resnet_jax.models import VGG, Model, ResNet, build
+from resnet_jax.models import VGG, Model, ResNet, build, cpu_conv
+from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd, step_schedule, warm_up_until_error
-from resnet_jax.steps import make_eval_step, make_train_step
+from resnet_jax.steps import make_eval_step, make_eval_steps, make_train_step, make_train_steps
 from resnet_jax.train_state import TrainState, create_train_state
 from resnet_jax.workdir import Inputs
 
@@ -107,7 +108,10 @@ def abstract_state(
     sharding: jax.sharding.Sharding,
 ) -> TrainState:
     """Return the shapes and dtypes of a state and where to put it, for restoring a checkpoint."""
-    create = partial(create_train_state, model, optimizer, image_shape=image_shape)
+
+    def create(key: jax.Array) -> TrainState:
+        return create_train_state(optimizer, model.init(key, jnp.zeros((1, *image_shape)), train=False))
+
     shapes = jax.eval_shape(create, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
@@ -117,7 +121,8 @@ class Experiment:
 
     Attributes:
       model: the network.
-      train_step: (state, split) -> (state, StepMetrics); donates the state.
+      train_steps: (state, split, count) -> (state, StepsReport), `count` steps in one dispatch; donates the state.
+      most_steps: the largest count.
     """
 
     def __init__(self, config: Config, inputs: Inputs, num_images: int):
@@ -134,9 +139,12 @@ class Experiment:
                     f" {devices} devices: choose a multiple of {devices}"
                 )
         self.model = build_model(config.model, len(inputs.class_names))
+        if jax.default_backend() == "cpu":
+            fast = partial(cpu_conv.conv_general_dilated, parts=devices)
+            self.model = self.model.clone(conv_general_dilated=fast)
         self._optimizer, schedule = build_optimizer(config.optim)
         self._image_shape = inputs.image_shape
-        self._eval_batch_size = config.data.eval_batch_size
+        self.most_steps = config.run.steps_per_dispatch or config.run.log_every
         key = jax.random.key(config.run.seed)
         self._init_key, data_key = jax.random.split(key)
         dropout_key = jax.random.fold_in(key, 2)
@@ -144,22 +152,24 @@ class Experiment:
         mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
         self._replicated = NamedSharding(mesh, PartitionSpec())  # the state, and the data set
         by_image = NamedSharding(mesh, PartitionSpec("batch"))
-        sample_batch = make_sample_batch(
+        sampler = make_sampler(
             data_key,
             inputs.preprocessing,
             batch_size=config.data.batch_size,
             num_images=num_images,
             padding=config.data.padding,
             flip=config.data.flip,
+            most_steps=self.most_steps,
             sharding=by_image,
         )
-        take_batch = make_take_batch(inputs.preprocessing, batch_size=self._eval_batch_size, sharding=by_image)
-        self.train_step = jax.jit(
-            make_train_step(self.model, self._optimizer, schedule, sample_batch, dropout_key),
-            donate_argnums=0,
-            out_shardings=self._replicated,
+        train_step = make_train_step(self.model, self._optimizer, schedule, dropout_key)
+        self.train_steps = jax.jit(
+            make_train_steps(train_step, sampler), donate_argnums=0, out_shardings=self._replicated
         )
-        self._eval_step = jax.jit(make_eval_step(self.model, take_batch), out_shardings=self._replicated)
+        batch_size = config.data.eval_batch_size
+        take_batch = make_take_batch(inputs.preprocessing, batch_size=batch_size, sharding=by_image)
+        eval_steps = make_eval_steps(make_eval_step(self.model), take_batch, batch_size)
+        self._eval_steps = jax.jit(eval_steps, out_shardings=self._replicated)
 
     def put(self, split: Split) -> DeviceSplit:
         """Copy a split to every device."""
@@ -167,15 +177,14 @@ class Experiment:
 
     def initial_state(self) -> TrainState:
         """Initialize parameters and optimizer on the devices."""
-        create = partial(create_train_state, self.model, self._optimizer, image_shape=self._image_shape)
-        return jax.jit(create, out_shardings=self._replicated)(self._init_key)
+        variables = init_variables(self.model, self._init_key, self._image_shape)
+        create = partial(create_train_state, self._optimizer)
+        return jax.jit(create, out_shardings=self._replicated)(variables)
 
     def abstract_state(self) -> TrainState:
         """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
         return abstract_state(self.model, self._optimizer, self._image_shape, self._replicated)
 
     def evaluate(self, state: TrainState, split: DeviceSplit) -> Metrics:
-        """Evaluate every image of a split once, single view; sums by class as NumPy arrays."""
-        batches = -(-len(split[1]) // self._eval_batch_size)
-        parts = [self._eval_step(state, split, jnp.int32(number)) for number in range(batches)]
-        return sum(jax.device_get(parts[1:]), start=jax.device_get(parts[0]))
+        """Evaluate every image of a split once, single view, in one dispatch; sums by class as NumPy arrays."""
+        return jax.device_get(self._eval_steps(state, split))

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions to be jitted."""
+"""Training and evaluation as pure functions to be jitted: of one batch, and many in one dispatch to the device."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
-from resnet_jax.data.pipeline import DeviceSplit, SampleBatch
+from resnet_jax.data.pipeline import Batch, DeviceSplit, Sampler, TakeBatch
 from resnet_jax.metrics import Metrics, compute_metrics
 from resnet_jax.models import Model
 from resnet_jax.optim import current_learning_rate
@@ -18,35 +19,52 @@ from resnet_jax.train_state import TrainState
 
 @flax.struct.dataclass
 class StepMetrics:
-    """What one training step reports.
+    """What one training step reports; float32 scalars, or [steps] for several.
 
     Attributes:
-      metrics: sums over the batch, in training mode, before the update.
-      learning_rate: of the update; float32 scalar.
-      gradient_norm: L2 norm of the gradient of the loss, without weight decay; float32 scalar.
+      metrics: sums over the batch and all classes, in training mode, before the update.
+      learning_rate: of the update.
+      gradient_norm: L2 norm of the gradient of the loss, without weight decay.
     """
 
     metrics: Metrics
-    learning_rate: jax.Array
-    gradient_norm: jax.Array
+    learning_rate: Any
+    gradient_norm: Any
+
+    @property
+    def finite(self) -> Any:
+        """Whether loss and gradient are finite."""
+        return jnp.isfinite(self.metrics.loss) & jnp.isfinite(self.gradient_norm)
 
 
-TrainStep = Callable[[TrainState, DeviceSplit], tuple[TrainState, StepMetrics]]
-EvalStep = Callable[[TrainState, DeviceSplit, jax.Array], Metrics]
+@flax.struct.dataclass
+class StepsReport:
+    """What a dispatch of training steps reports.
+
+    Attributes:
+      steps: how many were made: fewer than asked for if the last of them was not finite. int32 scalar.
+      history: one entry a step, [most_steps]; those beyond `steps` are zero.
+    """
+
+    steps: Any
+    history: StepMetrics
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+TrainSteps = Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, StepsReport]]
+EvalStep = Callable[[TrainState, Batch], Metrics]
+EvalSteps = Callable[[TrainState, DeviceSplit], Metrics]
 
 
 def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
-    sample_batch: SampleBatch,
     dropout_key: jax.Array,
 ) -> TrainStep:
-    """Return train_step(state, split) -> (state, StepMetrics); batch and dropout follow from state.step alone."""
+    """Return train_step(state, batch) -> (state, StepMetrics)."""
 
-    def train_step(state: TrainState, split: DeviceSplit) -> tuple[TrainState, StepMetrics]:
-        batch = sample_batch(split, state.step)
-
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         def mean_loss(params: Any) -> Any:
             variables = {"params": params, "batch_stats": state.batch_stats}
             rngs = {"dropout": jax.random.fold_in(dropout_key, state.step)}
@@ -55,8 +73,8 @@ def make_train_step(
             return losses.mean(), (logits, losses, updates.get("batch_stats", {}))  # VGG has none
 
         grads, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
-        metrics = compute_metrics(logits, losses, batch.labels, batch.mask)
-        error = 100 * metrics.errors.sum() / metrics.count.sum()
+        metrics = jax.tree.map(jnp.sum, compute_metrics(logits, losses, batch.labels, batch.mask))
+        error = 100 * metrics.errors / metrics.count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, error=error)
         report = StepMetrics(
             metrics=metrics,
@@ -69,14 +87,64 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: Model, take_batch: SampleBatch) -> EvalStep:
-    """Return eval_step(state, split, number) -> Metrics of batch `number`, by the running statistics."""
+def make_train_steps(train_step: TrainStep, sampler: Sampler) -> TrainSteps:
+    """Return train_steps(state, split, count) -> (state, StepsReport): `count` steps as one loop on the device.
 
-    def eval_step(state: TrainState, split: DeviceSplit, number: jax.Array) -> Metrics:
-        batch = take_batch(split, number)
+    The count is an argument of the compiled program: one program makes any number of steps, up to
+    sampler.most_steps, and k steps leave the same bits as k times one. The loop ends after a step whose loss or
+    gradient is not finite. All of it follows from state.step: nothing else says where the run stands.
+    """
+
+    def train_steps(state: TrainState, split: DeviceSplit, count: jax.Array) -> tuple[TrainState, StepsReport]:
+        count = jnp.minimum(count, sampler.most_steps)
+        orders = sampler.prepare(state.step, count)
+
+        def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
+            return train_step(state, sampler.sample(split, state.step, orders))
+
+        def goes_on(carry: tuple[TrainState, StepsReport, jax.Array]) -> jax.Array:
+            _, report, finite = carry
+            return (report.steps < count) & finite
+
+        def body(carry: tuple[TrainState, StepsReport, jax.Array]) -> tuple[TrainState, StepsReport, jax.Array]:
+            state, report, _ = carry
+            state, last = step(state)
+            history = jax.tree.map(lambda entries, entry: entries.at[report.steps].set(entry), report.history, last)
+            return state, StepsReport(report.steps + 1, history), last.finite
+
+        history = _zeros(jax.eval_shape(step, state)[1], sampler.most_steps)
+        start = (state, StepsReport(jnp.int32(0), history), jnp.bool(True))
+        state, report, _ = jax.lax.while_loop(goes_on, body, start)
+        return state, report
+
+    return train_steps
+
+
+def make_eval_step(model: Model) -> EvalStep:
+    """Return eval_step(state, batch) -> Metrics, by the running statistics."""
+
+    def eval_step(state: TrainState, batch: Batch) -> Metrics:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         logits: Any = model.apply(variables, batch.images, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return compute_metrics(logits, losses, batch.labels, batch.mask)
 
     return eval_step
+
+
+def make_eval_steps(eval_step: EvalStep, take_batch: TakeBatch, batch_size: int) -> EvalSteps:
+    """Return eval_steps(state, split) -> Metrics of every image of the split, as one loop on the device."""
+
+    def eval_steps(state: TrainState, split: DeviceSplit) -> Metrics:
+        def evaluate(number: jax.Array) -> Metrics:
+            return eval_step(state, take_batch(split, number))
+
+        batches = -(-len(split[1]) // batch_size)
+        zero = _zeros(jax.eval_shape(evaluate, jnp.int32(0)))
+        return jax.lax.fori_loop(0, batches, lambda number, total: total + evaluate(number), zero)
+
+    return eval_steps
+
+
+def _zeros(abstract: Any, *leading: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros((*leading, *leaf.shape), leaf.dtype), abstract)

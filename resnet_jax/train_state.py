@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import optax
-
-from resnet_jax.models import Model
 
 
 @flax.struct.dataclass
@@ -29,11 +26,8 @@ class TrainState:
     opt_state: Any
 
 
-def create_train_state(
-    model: Model, optimizer: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, int, int]
-) -> TrainState:
-    """Initialize model and optimizer; image_shape is (H, W, C). Pure: jit it or take jax.eval_shape of it."""
-    variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+def create_train_state(optimizer: optax.GradientTransformation, variables: Any) -> TrainState:
+    """Return the state before the first step, for the initial variables of a model."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

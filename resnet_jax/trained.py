@@ -17,6 +17,7 @@ from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import abstract_state, build_model, build_optimizer
 from resnet_jax.models import Model
+from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
 from resnet_jax.train_state import TrainState
 from resnet_jax.workdir import Inputs, load_config, load_inputs
 
@@ -47,12 +48,14 @@ class Trained(NamedTuple):
     config: TrainedConfig
 
 
-def load(workdir: str | Path, *, step: int | None = None) -> Trained:
+def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = False) -> Trained:
     """Load the network of a work directory, onto the first device; the data set is not needed.
 
     Args:
       workdir: of a run of train.py, or of an import.
       step: of the checkpoint; None for the last one.
+      scan_blocks: whether the network is one with stacked blocks, which compiles fast however deep it is. It does
+        not matter how it was trained.
 
     Returns:
       (model, variables, config): variables holds `params` and `batch_stats`, float32.
@@ -62,7 +65,8 @@ def load(workdir: str | Path, *, step: int | None = None) -> Trained:
     """
     workdir = Path(workdir)
     config, inputs = load_config(workdir), load_inputs(workdir)
-    model = build_model(config.model, len(inputs.class_names))
+    model_config = dataclasses.replace(config.model, scan_blocks=scan_blocks, remat=False)
+    model = build_model(model_config, len(inputs.class_names))
     optimizer, _ = build_optimizer(config.optim)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(model, optimizer, inputs.image_shape, device)
@@ -122,15 +126,17 @@ def adopt_weights(trained: Trained, state: TrainState) -> TrainState:
     Raises:
       UserError: other layers differ.
     """
-    params = flatten_dict(state.params)
+    stacked = is_stacked(state.params)
+    new = (state.params, state.batch_stats)
+    params = flatten_dict(unstack_blocks(jax.device_get(state.params)) if stacked else state.params)
     theirs = flatten_dict(trained.variables["params"])
     differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
     if differing - set(_HEADS):
         raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
 
-    def put(new: Any, old: Any) -> Any:
-        return jax.device_put(np.asarray(new), old.sharding)
-
-    adopted = {path: old if path[0] in differing else put(theirs[path], old) for path, old in params.items()}
-    batch_stats = jax.tree.map(put, trained.variables["batch_stats"], state.batch_stats)
-    return dataclasses.replace(state, params=unflatten_dict(adopted), batch_stats=batch_stats)
+    adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
+    weights = (unflatten_dict(adopted), trained.variables["batch_stats"])
+    if stacked:
+        weights = stack_blocks(jax.device_get(weights))
+    params, batch_stats = jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, new)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats)

@@ -22,11 +22,11 @@ dataset = Dataset("random", split, split, tuple("0123456789"))
 config = Config(model=ModelConfig(depth=8, bn_group_size=8), data=DataConfig(batch_size=32, eval_batch_size=24))
 experiment = Experiment(config, describe_inputs(config, dataset), num_images=len(dataset.train))
 data = experiment.put(split)
-state, report = experiment.train_step(experiment.initial_state(), data)
+state, report = experiment.train_steps(experiment.initial_state(), data, jax.numpy.int32(1))
 metrics = experiment.evaluate(state, data)
 norms = {jax.tree_util.keystr(path): float(np.linalg.norm(leaf)) for path, leaf in
          jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats))}
-print(json.dumps({"devices": jax.device_count(), "loss": report.metrics.mean_loss, "norms": norms,
+print(json.dumps({"devices": jax.device_count(), "loss": float(report.history.metrics.loss[0]), "norms": norms,
                   "eval_loss": metrics.mean_loss, "count": metrics.images}))
 """
 

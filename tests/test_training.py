@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import training
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.pipeline import Preprocessing, make_sample_batch
+from resnet_jax.data.pipeline import Preprocessing, make_sampler
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate_workdir
 from resnet_jax.experiment import Experiment, abstract_state, build_optimizer
 from resnet_jax.logs import RunLog, read_records
 from resnet_jax.models import vgg
-from resnet_jax.steps import make_train_step
+from resnet_jax.steps import make_train_step, make_train_steps
 from resnet_jax.train_state import TrainState
 from resnet_jax.training import train
 from resnet_jax.workdir import load_inputs
@@ -170,7 +169,7 @@ def test_evaluation_of_what_is_not_there(finished, tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, signum):
-    config = make_config(tmp_path / "run")
+    config = make_config(tmp_path / "run", steps_per_dispatch=1)
     write = RunLog.train
 
     def write_and_stop(self, step, *args, **kwargs):
@@ -283,15 +282,43 @@ def test_a_work_directory_that_became_unwritable(finished, tmp_path):
         train(make_config(tmp_path / "run"))
 
 
+def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
+    def config(scan_blocks, steps):
+        run = make_config(tmp_path / "run", steps=steps)
+        return dataclasses.replace(run, model=dataclasses.replace(run.model, depth=14, scan_blocks=scan_blocks))
+
+    for steps, scan_blocks in ((4, True), (8, False), (12, True)):
+        metrics = train(config(scan_blocks, steps))
+    whole = dataclasses.replace(config(False, 12).run, workdir=str(tmp_path / "whole"))
+    undisturbed = train(dataclasses.replace(config(False, 12), run=whole))
+    assert metrics.mean_loss == pytest.approx(undisturbed.mean_loss, rel=1e-2)
+
+    by_block = saved_state(tmp_path / "whole", config(False, 12))
+    assert set(saved_state(tmp_path / "run", config(False, 12)).params) == set(by_block.params)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    logits = []
+    for scan_blocks in (False, True):
+        model, variables, trained = resnet_jax.load(tmp_path / "run", scan_blocks=scan_blocks)
+        assert model.scan_blocks == scan_blocks
+        logits.append(model.apply(variables, resnet_jax.preprocess(images, trained), train=False))
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
+
+    tuned = config(True, 1)
+    tuned = dataclasses.replace(
+        tuned, run=make_config(tmp_path / "tuned", steps=1, init_from=str(tmp_path / "run")).run
+    )
+    assert train(tuned).mean_loss == pytest.approx(metrics.mean_loss, rel=0.5)  # it began where the other ended
+
+
 def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     model = vgg(16, num_classes=3)  # traced only: its 134 million parameters are not made
     optimizer, schedule = build_optimizer(OptimConfig())
     preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
-    sample = make_sample_batch(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
-    step = make_train_step(model, optimizer, schedule, sample, jax.random.key(1))
+    sampler = make_sampler(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
+    steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
     state = abstract_state(model, optimizer, (32, 32, 3), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     split = (jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32))
-    after, _ = jax.eval_shape(step, state, split)
+    after, _ = jax.eval_shape(steps, state, split, jax.numpy.int32(1))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
 
     small = TrainState(np.int32(3), {"fc6": np.ones(2)}, {}, ())
@@ -304,7 +331,6 @@ def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
 
 def test_the_progress_bar_of_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
-    monkeypatch.setattr(training, "_SECONDS_BETWEEN_UPDATES", 0.0)
     train(make_config(tmp_path / "run"))
     out = capsys.readouterr().out
     assert "12/12" in out

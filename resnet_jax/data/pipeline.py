@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,36 @@ class Preprocessing(NamedTuple):
 
 
 DeviceSplit = tuple[jax.Array, jax.Array]  # images [N, H, W, C] uint8, labels [N] int32
-SampleBatch = Callable[[DeviceSplit, jax.Array], Batch]
+
+
+class Orders(NamedTuple):
+    """The order of the images in the epochs that some steps draw from.
+
+    Attributes:
+      first_epoch: int32 scalar.
+      permutations: [epochs, num_images] int32, from first_epoch on.
+    """
+
+    first_epoch: jax.Array
+    permutations: jax.Array
+
+
+class Sampler(NamedTuple):
+    """Batches for training.
+
+    Attributes:
+      prepare: prepare(step, count) -> Orders for the steps step, ..., step + count - 1: the sorting, which takes
+        as long as many small steps, done once for all of them.
+      sample: sample(split, step, orders) -> Batch of one of these steps.
+      most_steps: the largest count.
+    """
+
+    prepare: Callable[[jax.Array, jax.Array], Orders]
+    sample: Callable[[DeviceSplit, jax.Array, Orders], Batch]
+    most_steps: int
+
+
+TakeBatch = Callable[[DeviceSplit, jax.Array], Batch]
 
 
 def per_pixel_mean(split: Split) -> np.ndarray:
@@ -37,30 +67,40 @@ def per_pixel_mean(split: Split) -> np.ndarray:
     return (split.images.mean(0, dtype=np.float64) / 255).astype(np.float32)
 
 
-def batch_indices(key: jax.Array, step: jax.Array, *, batch_size: int, num_images: int) -> jax.Array:
-    """Return which images make up the batch of `step`: [batch_size] int32.
-
-    The epochs form one endless stream, each a permutation of its own, cut into batches: every image comes
-    exactly once an epoch, no remainder is dropped, and a batch may straddle two epochs.
+def epoch_orders(
+    key: jax.Array, step: jax.Array, count: jax.Array, *, batch_size: int, num_images: int, most_steps: int
+) -> Orders:
+    """Shuffle the epochs that the steps step, ..., step + count - 1 draw from; count is at most most_steps.
 
     Raises:
       ValueError: the batch is larger than the data set.
     """
     if batch_size > num_images:
         raise ValueError(f"a batch of {batch_size} is larger than the data set of {num_images} images")
+    most_epochs = max(most_steps * batch_size - 2, 0) // num_images + 2
+    first = step * batch_size // num_images
+    last = ((step + count) * batch_size - 1) // num_images
+
+    def shuffle(i: jax.Array, permutations: jax.Array) -> jax.Array:
+        order = jax.random.permutation(jax.random.fold_in(key, first + i), num_images)
+        return permutations.at[i].set(order)
+
+    permutations = jnp.zeros((most_epochs, num_images), jnp.int32)
+    return Orders(first, jax.lax.fori_loop(0, last - first + 1, shuffle, permutations))
+
+
+def batch_indices(orders: Orders, step: jax.Array, *, batch_size: int) -> jax.Array:
+    """Return which images make up the batch of `step`: [batch_size] int32.
+
+    The epochs form one endless stream, each a permutation of its own, cut into batches: every image comes
+    exactly once an epoch, no remainder is dropped, and a batch may straddle two epochs.
+    """
+    num_images = orders.permutations.shape[1]
     positions = step * batch_size + jnp.arange(batch_size)
-    epochs, places = positions // num_images, positions % num_images
-
-    def order(epoch: jax.Array) -> jax.Array:
-        return jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
-
-    first, last = epochs[0], epochs[-1]
-    order_first = order(first)
-    order_last = jax.lax.cond(last > first, order, lambda _: order_first, last)
-    return jnp.where(epochs == first, order_first[places], order_last[places])
+    return orders.permutations[positions // num_images - orders.first_epoch, positions % num_images]
 
 
-def make_sample_batch(
+def make_sampler(
     key: jax.Array,
     preprocessing: Preprocessing,
     *,
@@ -68,9 +108,10 @@ def make_sample_batch(
     num_images: int,
     padding: int,
     flip: bool,
+    most_steps: int = 1,
     sharding: jax.sharding.Sharding | None = None,
-) -> SampleBatch:
-    """Return sample_batch(split, step): shuffled, normalized and augmented, to be called inside a jitted step.
+) -> Sampler:
+    """Return a Sampler of shuffled, normalized and augmented batches, to be called inside a jitted function.
 
     Args:
       key: random key of the run.
@@ -79,12 +120,14 @@ def make_sample_batch(
       num_images: size of the split.
       padding: of the random crop, in pixels; 0 for no crop.
       flip: whether images are mirrored at random.
+      most_steps: for how many steps the order is prepared at a time, at most.
       sharding: of the batch over devices.
     """
     order_key, augment_key = jax.random.split(key)
+    prepare = partial(epoch_orders, order_key, batch_size=batch_size, num_images=num_images, most_steps=most_steps)
 
-    def sample_batch(split: DeviceSplit, step: jax.Array) -> Batch:
-        indices = batch_indices(order_key, step, batch_size=batch_size, num_images=num_images)
+    def sample(split: DeviceSplit, step: jax.Array, orders: Orders) -> Batch:
+        indices = batch_indices(orders, step, batch_size=batch_size)
         crop_key, flip_key = jax.random.split(jax.random.fold_in(augment_key, step))
         images, labels = split[0][indices], split[1][indices]
         if sharding is not None:
@@ -96,12 +139,12 @@ def make_sample_batch(
             images = random_flip(flip_key, images)
         return Batch(images, labels, jnp.ones(batch_size, bool))
 
-    return sample_batch
+    return Sampler(prepare, sample, most_steps)
 
 
 def make_take_batch(
     preprocessing: Preprocessing, *, batch_size: int, sharding: jax.sharding.Sharding | None = None
-) -> SampleBatch:
+) -> TakeBatch:
     """Return take_batch(split, number): the images number * batch_size, ... in order, for evaluation.
 
     The last batch is filled up with images whose mask is False, so that every image counts exactly once.

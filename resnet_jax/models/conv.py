@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 Fan = Literal["fan_in", "fan_out"]
+ConvGeneralDilated = Callable[..., jax.Array]  # jax.lax.conv_general_dilated, or cpu_conv's of that name
 
 
 def he_init(fan: Fan) -> nn.initializers.Initializer:
@@ -17,7 +20,14 @@ def he_init(fan: Fan) -> nn.initializers.Initializer:
 
 
 def conv(
-    filters: int, size: int, *, stride: int = 1, init_fan: Fan = "fan_in", dtype: DTypeLike = jnp.float32, name: str
+    filters: int,
+    size: int,
+    *,
+    stride: int = 1,
+    init_fan: Fan = "fan_in",
+    dtype: DTypeLike = jnp.float32,
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated,
+    name: str,
 ) -> nn.Conv:
     """Return a size x size convolution whose output is ceil(input / stride) wide.
 
@@ -33,5 +43,6 @@ def conv(
         use_bias=False,
         kernel_init=he_init(init_fan),
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, Shortcut, StrideOn, ZeroChannels
-from resnet_jax.models.conv import Fan, conv, he_init
+from resnet_jax.models.blocks import BasicBlock, Block, BottleneckBlock, Shortcut, StrideOn, ZeroChannels
+from resnet_jax.models.conv import ConvGeneralDilated, Fan, conv, he_init
 from resnet_jax.models.norm import BatchNorm, RunningVariance
 from resnet_jax.models.pool import GlobalAveragePool, PoolPadding, stem_pool
 
@@ -43,6 +43,11 @@ class ResNet(nn.Module):
       frozen_bn: normalize by the running statistics also in training, and leave all of BN as it is.
       init_fan: fan of the He initialization.
       backbone_only: leave out pooling and classification; calling the model then returns what features() does.
+      scan_blocks: make one loop of the equal blocks of a stage, all but the first, so that compilation does not
+        take longer for a deeper network. Their variables are stacked under "stage1_blocks" and so on;
+        stack_blocks() and unstack_blocks() convert them.
+      remat: keep only the input of each block for the backward pass and compute the rest again.
+      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py for training on a CPU.
       dtype: of the activations. Parameters, statistics and logits are float32.
     """
 
@@ -61,6 +66,9 @@ class ResNet(nn.Module):
     frozen_bn: bool = False
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
+    scan_blocks: bool = False
+    remat: bool = False
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -88,7 +96,9 @@ class ResNet(nn.Module):
           [N, num_classes] in float32, unless backbone_only.
         """
         chex.assert_rank(images, 4)
-        make_conv = partial(conv, init_fan=self.init_fan, dtype=self.dtype)
+        make_conv = partial(
+            conv, init_fan=self.init_fan, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
+        )
         make_norm = partial(
             BatchNorm,
             group_size=self.bn_group_size,
@@ -108,22 +118,45 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = stem_pool(self.pool_padding)(x)
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.filters, strict=True), start=1):
-            for block in range(1, blocks + 1):
-                x = make_block(
-                    filters=filters,
-                    stride=2 if stage > 1 and block == 1 else 1,
-                    shortcut=self.shortcut,
-                    zero_channels=self.zero_channels,
-                    conv=make_conv,
-                    norm=make_norm,
-                    name=f"stage{stage}_block{block}",  # the checkpoint format: stable for ever
-                )(x, train=train)
+            make = partial(
+                make_block,
+                filters=filters,
+                shortcut=self.shortcut,
+                zero_channels=self.zero_channels,
+                conv=make_conv,
+                norm=make_norm,
+            )
+            # The names are the checkpoint format: stable for ever.
+            x = self._apply(make(stride=1 if stage == 1 else 2, name=f"stage{stage}_block1"), x, train=train)
+            if self.scan_blocks and blocks > 1:
+                x = self._apply(make(stride=1, name=f"stage{stage}_blocks"), x, train=train, times=blocks - 1)
+            else:
+                for block in range(2, blocks + 1):
+                    x = self._apply(make(stride=1, name=f"stage{stage}_block{block}"), x, train=train)
             outputs[next(names)] = x
         if not self.backbone_only:
             outputs["pooled"] = GlobalAveragePool(name="pool")(x)
             head = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc")
             outputs["logits"] = head(outputs["pooled"])
         return outputs
+
+    def _apply(self, block: Block, x: jax.Array, *, train: bool, times: int | None = None) -> jax.Array:
+        """Apply a block, or with `times` so many blocks of stacked variables, one after the other."""
+
+        def apply(block: Block, x: jax.Array) -> jax.Array:
+            return block(x, train=train)
+
+        if self.remat:
+            apply = nn.remat(apply, prevent_cse=times is None)  # inside a loop nothing could undo it
+        if times is None:
+            return apply(block, x)
+        scan = nn.scan(
+            lambda block, x: (apply(block, x), None),
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=times,
+        )
+        return scan(block, x)[0]
 
     def __call__(self, images: jax.Array, *, train: bool) -> Any:
         """Map images [N, H, W, 3] to logits [N, num_classes] float32, or to features() if backbone_only."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.models.conv import Fan, he_init
+from resnet_jax.models.conv import ConvGeneralDilated, Fan, he_init
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 _FILTERS = (64, 128, 256, 512, 512)
@@ -30,6 +30,7 @@ class VGG(nn.Module):
       dropout: share of the outputs of fc6 and fc7 that training drops (0.5 as published).
       init_fan: fan of the He initialization.
       backbone_only: leave out the fully-connected layers; calling the model then returns what features() does.
+      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py for training on a CPU.
       dtype: of the activations. Parameters and logits are float32.
     """
 
@@ -38,6 +39,7 @@ class VGG(nn.Module):
     dropout: float = 0.5
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
+    conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -64,6 +66,7 @@ class VGG(nn.Module):
                     padding=((1, 1), (1, 1)),
                     kernel_init=he_init(self.init_fan),
                     dtype=self.dtype,
+                    conv_general_dilated=self.conv_general_dilated,
                     name=f"conv{stage}_{number}",
                 )
                 x = nn.relu(layer(x))

@@ -1,0 +1,55 @@
+"""What has to be settled before JAX computes anything: devices of a CPU and the cache of compiled programs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.config import Config
+
+
+def configure(config: Config) -> None:
+    """Set JAX up for a run of `config`; call it before anything is computed. What the user has set stays.
+
+    - The cores of a CPU become devices, as many as the batch divides over: two devices of one core make a step in
+      less time than one of two (docs/performance.md).
+    - Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/resnet_jax, so that a second
+      start is fast; JAX_ENABLE_COMPILATION_CACHE=0 turns that off.
+    """
+    if _setting("jax_compilation_cache_dir") is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet_jax"))
+    if _setting("jax_num_cpu_devices") < 0 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX has computed something already: its devices stay
+            jax.config.update("jax_num_cpu_devices", cpu_devices(config, _cores()))
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_devices(config: Config, cores: int) -> int:
+    """Return over how many of the cores the batches divide: with whole BN groups on each if there are several."""
+    batch_size, group = config.data.batch_size, config.model.bn_group_size or config.data.batch_size
+    units = batch_size // group if group < batch_size else batch_size
+    return max(n for n in range(1, cores + 1) if units % n == config.data.eval_batch_size % n == 0)
+
+
+def description() -> dict[str, Any]:
+    """Return what the log of a run should say of it."""
+    enabled = _setting("jax_enable_compilation_cache")
+    described = {"compilation_cache": _setting("jax_compilation_cache_dir") if enabled else "off"}
+    if flags := os.environ.get("XLA_FLAGS"):
+        described["XLA_FLAGS"] = flags
+    return described
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # its attributes are unknown to type checkers
