@@ -1,18 +1,22 @@
 # make train   set up .venv, then train ResNet-20 on the handwritten digits (no download of data)
 # make test    set up .venv, then run the tests
+# make bench   measure this package beside plain Flax and, if it is installed, PyTorch (15 minutes on a CPU)
 # make lint    ruff (check and format) and mypy
 # make lock    resolve requirements.txt again from pyproject.toml
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint format lock
+.PHONY: train test bench lint format lock
 
 train: .venv/complete
 	$(BIN)/python train.py configs/digits_resnet20.py
 
 test: .venv/complete
 	$(BIN)/python -m pytest
+
+bench: .venv/complete
+	$(BIN)/python -m benchmarks
 
 lint: .venv/complete
 	$(BIN)/ruff check .

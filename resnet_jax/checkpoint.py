@@ -60,7 +60,8 @@ class Checkpoints:
         step = int(state.step)
         if step != self.latest():
             if is_stacked(state):
-                state = unstack_blocks(jax.tree.map(np.array, state))  # on the host, where taking apart costs nothing
+                # On the host taking apart copies nothing; but the views must not outlive the buffers.
+                state, wait = unstack_blocks(jax.device_get(state)), True
             metrics = None if validation_error is None else {_ERROR: validation_error}
             self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
         if wait:

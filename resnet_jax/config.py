@@ -111,8 +111,8 @@ class RunConfig:
     seed: int = 0
     """Of the initialization, the order of the images and the augmentation."""
     steps_per_dispatch: int | None = None
-    """Most training steps in one dispatch to the device; None: as many as fit between log lines and take about a
-    second. It changes no result."""
+    """Most training steps in one dispatch to the device; None: as many as fit between log lines and take some
+    seconds. It changes no result."""
     log_every: int = 100
     """Steps between log lines."""
     eval_every: int = 1_000

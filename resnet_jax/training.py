@@ -27,7 +27,8 @@ from resnet_jax.trained import adopt_preprocessing, adopt_weights, check_same_ne
 from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
 
 _RUN_AHEAD = 1  # dispatches that the host may be ahead of the device: enough to keep it busy
-_SECONDS_OF_A_DISPATCH = 1.0  # so that a signal acts and the progress bar moves soon
+# So that a signal acts and the progress bar moves soon; much shorter ones cost time on a CPU (docs/performance.md).
+_SECONDS_OF_A_DISPATCH = 3.0
 
 
 def train(config: Config) -> Metrics:

@@ -287,14 +287,14 @@ def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
         run = make_config(tmp_path / "run", steps=steps)
         return dataclasses.replace(run, model=dataclasses.replace(run.model, depth=14, scan_blocks=scan_blocks))
 
-    for steps, scan_blocks in ((4, True), (8, False), (12, True)):
+    for steps, scan_blocks in ((4, True), (6, False), (8, True)):
         metrics = train(config(scan_blocks, steps))
-    whole = dataclasses.replace(config(False, 12).run, workdir=str(tmp_path / "whole"))
-    undisturbed = train(dataclasses.replace(config(False, 12), run=whole))
+    whole = make_config(tmp_path / "whole", steps=8).run
+    undisturbed = train(dataclasses.replace(config(False, 8), run=whole))
     assert metrics.mean_loss == pytest.approx(undisturbed.mean_loss, rel=1e-2)
+    by_block = saved_state(tmp_path / "run", config(False, 8))
+    assert {"stage1_block1", "stage1_block2"} < set(by_block.params)
 
-    by_block = saved_state(tmp_path / "whole", config(False, 12))
-    assert set(saved_state(tmp_path / "run", config(False, 12)).params) == set(by_block.params)
     images = np.zeros((2, 8, 8, 3), np.uint8)
     logits = []
     for scan_blocks in (False, True):
