@@ -17,9 +17,9 @@ _COLUMNS = ("flax", "torch", "torch-compile")
 _METHOD = """\
 Every peer runs in a process of its own. The processes of a case are alive together, but one works at a time: in each
 round every peer has its turn of about {round_seconds} s of steps, so that the noise of the machine hits all alike. The
-clock is read when the device is idle, before and after. A step of training is forward, backward and update (SGD,
-momentum 0.9, weight decay 1e-4); milliseconds are those of a round divided by its steps. "x as fast" is the peer's
-median over the rounds divided by that of ours: above 1, ours is faster.
+clock is read when the device is idle, before and after; the first step of a turn is not timed. A step of training is
+forward, backward and update (SGD, momentum 0.9, weight decay 1e-4); milliseconds are those of a round divided by its
+steps. "x as fast" is the peer's median over the rounds divided by that of ours: above 1, ours is faster.
 
 - ours: the training step of `train.py`, many steps in one dispatch, with the shuffling, normalization and augmentation
   of uint8 images that live on the device, and with the metrics of every step. BN statistics are those of 64 images in

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from resnet_jax.models import cifar_resnet
+from resnet_jax.models import cifar_resnet, cpu_conv
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,7 +18,13 @@ from golden.compare import assert_close, assert_summary_close, flat_variables, n
 from golden.inputs import make_batch
 
 GROUP_SIZES = {"groups": 4, "whole": None}
+# What makes training faster changes no number.
+FORMS = {
+    "plain": {},
+    "fast": {"scan_blocks": True, "remat": True, "conv_general_dilated": cpu_conv.conv_general_dilated},
+}
 CASES = [("none", "groups"), ("A", "groups"), ("B", "groups"), ("C", "groups"), ("A", "whole")]
+FORMS_OF_CASES = [(*case, "plain") for case in CASES] + [("A", "groups", "fast"), ("C", "groups", "fast")]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def build(shortcut, **options):
     """Return (model, params, batch_stats) with the golden values' parameters, both flat {name: array}."""
     model = cifar_resnet(20, num_classes=10, shortcut=shortcut, **options)
     images, _ = make_batch()
-    return model, *flat_variables(model, images)
+    return model, *flat_variables(model.clone(scan_blocks=False), images)
 
 
 def assert_batch_stats_close(golden, prefix, old, new, running_variance):
@@ -77,18 +84,19 @@ def test_evaluation(golden, shortcut):
         assert_summary_close(stage, features[stage], golden[f"{prefix}_norm"], golden[f"{prefix}_samples"])
 
 
-@pytest.mark.parametrize(("shortcut", "groups"), CASES)
-def test_training_step(golden, shortcut, groups):
-    model, params, batch_stats = build(
-        shortcut, bn_group_size=GROUP_SIZES[groups], running_variance="unbiased", bn_decay=0.9
-    )
+@pytest.mark.parametrize(("shortcut", "groups", "form"), FORMS_OF_CASES)
+def test_training_step(golden, shortcut, groups, form):
+    options = {"bn_group_size": GROUP_SIZES[groups], "running_variance": "unbiased", "bn_decay": 0.9, **FORMS[form]}
+    model, params, batch_stats = build(shortcut, **options)
     images, labels = make_batch()
 
     def loss_fn(params):
-        logits, updates = model.apply(nest(params, batch_stats), images, train=True, mutable=["batch_stats"])
+        variables = nest(params, batch_stats)
+        variables = stack_blocks(variables) if model.scan_blocks else variables
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
         log_probs = jax.nn.log_softmax(logits)
         loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
-        return loss, (logits, updates["batch_stats"])
+        return loss, (logits, unstack_blocks(updates["batch_stats"]))
 
     (loss, (logits, updates)), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
     prefix = f"{shortcut}/{groups}"
@@ -100,8 +108,9 @@ def test_training_step(golden, shortcut, groups):
     assert_batch_stats_close(golden, prefix, batch_stats, flatten_dict(updates, sep="/"), "unbiased")
 
 
-@pytest.mark.parametrize(("shortcut", "groups"), CASES)
-def test_biased_running_variance(golden, shortcut, groups):
+@pytest.mark.parametrize("groups", ["groups", "whole"])
+def test_biased_running_variance(golden, groups):
+    shortcut = "A"
     model, params, batch_stats = build(
         shortcut, bn_group_size=GROUP_SIZES[groups], running_variance="biased", bn_decay=0.9
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.recalibrate import recalibrate_bn
 from resnet_jax.models.resnet import IMAGENET_BLOCKS, ResNet, cifar_resnet, imagenet_resnet
+from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.models.vgg import VGG, vgg
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "imagenet_resnet",
     "parse_name",
     "recalibrate_bn",
+    "stack_blocks",
+    "unstack_blocks",
     "vgg",
 ]
 
@@ -73,7 +76,7 @@ def create_model(name: str, **options: Any) -> Model:
         "vgg16", "vgg19"; "resnet20", "plain56" and any other depth 6n+2 (Sec. 4.2).
       **options: attributes of ResNet or VGG, such as num_classes (10 for the CIFAR networks and 1000 for the
         others unless given), shortcut ("A" for the CIFAR networks and "B" for the others unless given),
-        stride_on, pool_padding, bn_group_size, frozen_bn, backbone_only, dtype.
+        stride_on, pool_padding, bn_group_size, frozen_bn, backbone_only, scan_blocks, remat, dtype.
 
     Raises:
       ValueError: unknown name, wrong depth, or a plain net with a shortcut.
