@@ -1,6 +1,6 @@
 # make train   set up .venv, then train ResNet-20 on the handwritten digits (no download of data)
 # make test    set up .venv, then run the tests
-# make bench   measure this package beside plain Flax and, if it is installed, PyTorch (15 minutes on a CPU)
+# make bench   measure this package beside plain Flax and, if it is installed, PyTorch (25 minutes on a CPU)
 # make lint    ruff (check and format) and mypy
 # make lock    resolve requirements.txt again from pyproject.toml
 

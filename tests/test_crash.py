@@ -10,7 +10,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.experiment import Experiment
+from resnet_jax.workdir import load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -23,8 +26,7 @@ def start(workdir: Path) -> subprocess.Popen:
         " --model.depth 8 --model.bn-group-size 8 --data.batch-size 8"
     )
     command = [sys.executable, "train.py", "configs/digits_resnet20.py", *overrides.split()]
-    # Each process compiles for itself, as it would on another day.
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}  # each process compiles for itself
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -36,9 +38,10 @@ def steps_done(workdir: Path) -> int:
 
 
 def saved_leaves(workdir: Path) -> list[np.ndarray]:
-    """Parameters, statistics, optimizer state and step of the last checkpoint, read with orbax alone."""
-    state = ocp.StandardCheckpointer().restore((workdir / "checkpoints" / str(STEPS) / "default").absolute())
-    return jax.tree.leaves(state)
+    """Parameters, statistics, optimizer state and step of the last checkpoint."""
+    experiment = Experiment(load_config(workdir), load_inputs(workdir), num_images=1437)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    return jax.tree.leaves(checkpoints.restore(experiment.abstract_state(), STEPS))
 
 
 def test_killed_and_resumed_runs_end_bit_identical(tmp_path):

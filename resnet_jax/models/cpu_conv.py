@@ -117,7 +117,7 @@ def _input_gradient(
 def _filter_gradient(
     x: jax.Array, dy: jax.Array, shape: tuple[int, ...], strides: Strides, pads: Pads, parts: int
 ) -> jax.Array:
-    """Sum x times dy over all pixels for every tap of the kernel: the gradient [h, w, Ci, Co], float32.
+    """Sum x times dy over all pixels for every tap of the kernel: the gradient [h, w, Ci, Co], summed in float32.
 
     One matrix product has all taps: of w copies of x, each shifted along the width, with h copies of dy, each
     shifted along the height. It goes over a few images at a time, so that the copies stay in the cache.
@@ -138,9 +138,9 @@ def _filter_gradient(
         else:
             some_x = _taps(some_x, (height, width), strides, (dy.shape[2], dy.shape[3]))
         rows_x, rows_dy = (a.reshape(parts, -1, a.shape[-1]) for a in (some_x, some_dy))
-        return total + jnp.einsum("pnx,pny->pxy", rows_x, rows_dy, preferred_element_type=jnp.float32)
+        return total + jnp.einsum("pnx,pny->pxy", rows_x, rows_dy, preferred_element_type=total.dtype)
 
-    zero = jnp.zeros((parts, *columns), jnp.float32)
+    zero = jnp.zeros((parts, *columns), jnp.promote_types(x.dtype, jnp.float32))
     total = jax.lax.fori_loop(0, images // at_once, add_images, zero).sum(0)
     if unit:
         return total.reshape(width, c, height, filters).transpose(2, 0, 1, 3)
