@@ -88,15 +88,11 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> 
     out_width = x.shape[2] + sum(pads[1]) - width + 1
     if filters > _NARROW or width == 1 or strides != (1, 1) or out_width % 2:
         return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
-    both = jnp.stack([_pad_width(kernel, 0, 1), _pad_width(kernel, 1, 0)], 3)  # [h, w + 1, Ci, 2, Co]
-    both = both.reshape(height, width + 1, c, 2 * filters)
+    margins = ((0, 1), (1, 0))  # beside the filters of the left pixel, of the right
+    both = jnp.stack([jnp.pad(kernel, ((0, 0), margin, (0, 0), (0, 0))) for margin in margins], 3)
+    both = both.reshape(height, width + 1, c, 2 * filters)  # from [h, w + 1, Ci, 2, Co]
     y = jax.lax.conv_general_dilated(x, both, (1, 2), pads, dimension_numbers=_LAYOUT)
     return y.reshape(*y.shape[:2], out_width, filters)
-
-
-def _pad_width(x: jax.Array, left: int, right: int) -> jax.Array:
-    """Pad the third dimension from behind with zeros."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(left, right), (0, 0), (0, 0)])
 
 
 def _input_gradient(
