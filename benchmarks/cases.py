@@ -59,6 +59,7 @@ class Case:
         dtype = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
         return f"{self.network}-{self.kind}-{dtype}-{self.batch_size}"
 
+    # Not by resnet_jax.models.parse_name: every worker imports this, and JAX would count into PyTorch's memory.
     @property
     def depth(self) -> int:
         return int(self.network.removeprefix("resnet").removeprefix("vgg"))

@@ -55,7 +55,7 @@ class Checkpoints:
         """Save under state.step, unless that is saved; `validation_error` is in %.
 
         Returns once the state is copied to the host, so that its buffers may be donated; the files are
-        written in the background unless `wait`.
+        written in the background unless `wait`, or the state has stacked blocks.
         """
         step = int(state.step)
         if step != self.latest():

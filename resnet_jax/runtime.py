@@ -25,21 +25,21 @@ def configure(config: Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet_jax"))
     if _setting("jax_num_cpu_devices") < 0 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has computed something already: its devices stay
-            jax.config.update("jax_num_cpu_devices", cpu_devices(config, _cores()))
+            jax.config.update("jax_num_cpu_devices", cpu_devices(config, cores()))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def cpu_devices(config: Config, cores: int) -> int:
-    """Return over how many of the cores the batches divide: with whole BN groups on each if there are several."""
+def cpu_devices(config: Config, most: int) -> int:
+    """Return the number of devices, `most` at most, that divides the batches, and the BN groups if there are several."""
     batch_size, group = config.data.batch_size, config.model.bn_group_size or config.data.batch_size
     units = batch_size // group if group < batch_size else batch_size
-    return max(n for n in range(1, cores + 1) if units % n == config.data.eval_batch_size % n == 0)
+    return max(n for n in range(1, most + 1) if units % n == config.data.eval_batch_size % n == 0)
 
 
 def description() -> dict[str, Any]:

@@ -126,17 +126,17 @@ def adopt_weights(trained: Trained, state: TrainState) -> TrainState:
     Raises:
       UserError: other layers differ.
     """
-    stacked = is_stacked(state.params)
-    new = (state.params, state.batch_stats)
-    params = flatten_dict(unstack_blocks(jax.device_get(state.params)) if stacked else state.params)
-    theirs = flatten_dict(trained.variables["params"])
+    new = {"params": state.params, "batch_stats": state.batch_stats}
+    params = flatten_dict(unstack_blocks(jax.device_get(state.params)))
+    variables = unstack_blocks(trained.variables)
+    theirs = flatten_dict(variables["params"])
     differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
     if differing - set(_HEADS):
         raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
 
     adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
-    weights = (unflatten_dict(adopted), trained.variables["batch_stats"])
-    if stacked:
-        weights = stack_blocks(jax.device_get(weights))
-    params, batch_stats = jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, new)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats)
+    weights = {"params": unflatten_dict(adopted), "batch_stats": variables["batch_stats"]}
+    if is_stacked(new):
+        weights = stack_blocks(weights)
+    weights = jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, new)
+    return dataclasses.replace(state, **weights)
