@@ -36,7 +36,7 @@ def cores() -> int:
 
 
 def cpu_devices(config: Config, most: int) -> int:
-    """Return the number of devices, `most` at most, that divides the batches, and the BN groups if there are several."""
+    """Return the number of devices, `most` at most, dividing the batches, and the BN groups if there are several."""
     batch_size, group = config.data.batch_size, config.model.bn_group_size or config.data.batch_size
     units = batch_size // group if group < batch_size else batch_size
     return max(n for n in range(1, most + 1) if units % n == config.data.eval_batch_size % n == 0)
