@@ -1,29 +1,68 @@
-"""Evaluate a work directory on all test images: python eval.py WORKDIR [--step N] [--json]."""
+"""Test the networks of work directories on all test images: python eval.py WORKDIR... [--protocol 10crop]."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.errors import UserError
 
 
 def main(args: Sequence[str]) -> int:
     parser = ArgumentParser(prog="eval.py", description=__doc__)
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of a run of train.py")
+    parser.add_argument(
+        "workdirs", type=Path, nargs="+", metavar="WORKDIR", help="folder of a run or an import; several: an ensemble"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("single", "10crop", "multiscale"),
+        default="single",
+        help="single: the image, or its centre crop; 10crop: corners, centre and mirror images; multiscale: the whole"
+        " image at five sizes and mirrored, fully convolutional",
+    )
+    parser.add_argument(
+        "--scales", type=int, nargs="+", metavar="N", help="shorter sides in pixels, instead of the paper's"
+    )
     parser.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint to evaluate; default: the last")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="views computed at a time; default: the run's")
+    parser.add_argument(
+        "--save-predictions", type=Path, metavar="FILE", help="write ids, labels and probabilities as .npz"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every class, as the last line")
     options = parser.parse_args(args)
-    from resnet_jax.evaluate import evaluate_workdir  # here, so that --help and mistakes answer at once
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1; got {options.batch_size}")
+    from resnet_jax.evaluate import evaluate, record  # here, so that --help and mistakes answer at once
 
-    evaluation = evaluate_workdir(options.workdir, data_dir=options.data_dir, step=options.step)
+    evaluation = evaluate(
+        options.workdirs,
+        protocol=options.protocol,
+        scales=tuple(options.scales) if options.scales else None,
+        data_dir=options.data_dir,
+        step=options.step,
+        batch_size=options.batch_size,
+    )
+    if options.save_predictions:
+        evaluation.save_predictions(options.save_predictions)
     result = evaluation.to_dict()
-    print(f"step {evaluation.step}: test error {result['top1_error']:.2f} %, loss {result['loss']:.4f},", end="")
-    print(f" {result['count']:,} images")
-    for name, error in result["class_errors"].items():
-        print(f"  {name:12} " + ("no images" if error is None else f"{error:6.2f} %"))
+    steps = "step" if len(evaluation.members) == 1 else f"ensemble of {len(evaluation.members)}, steps"
+    print(f"{steps} {', '.join(str(member.step) for member in evaluation.members)}: ", end="")
+    print(f"test error {evaluation.top1_error:.2f} %, ", end="")
+    if len(evaluation.test.class_names) > 10:
+        print(f"top-5 {evaluation.top5_error:.2f} %, ", end="")
+    print(f"loss {evaluation.loss:.4f}, {evaluation.count:,} images, {evaluation.protocol}")
+    if len(evaluation.test.class_names) <= 20:
+        width = max(map(len, evaluation.test.class_names))
+        for name, error in result["class_errors"].items():
+            print(f"  {name:{width}} " + ("no images" if error is None else f"{error:6.2f} %"))
     if options.json:
-        print(json.dumps({"workdir": str(options.workdir), **result}))
+        print(json.dumps(result))
+    try:
+        record(evaluation)
+    except UserError as error:  # of a folder that may only be read: the result stands
+        print(f"warning: {error}", file=sys.stderr)
     return 0
 
 

@@ -1,59 +1,218 @@
-"""Evaluate the trained network of a work directory."""
+"""Test trained networks as the paper does: single view, 10-crop, multi-scale, and ensembles of them."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_jax import runtime
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.experiment import Experiment, load_data
-from resnet_jax.metrics import Metrics
-from resnet_jax.workdir import check_classes, load_config, load_inputs
+from resnet_jax.data import TestImages, load_test_images
+from resnet_jax.errors import UserError
+from resnet_jax.logs import environment
+from resnet_jax.predict import predict
+from resnet_jax.trained import Trained, load
+from resnet_jax.views import Protocol, ProtocolName, make_protocol
+from resnet_jax.workdir import check_classes, load_config
+
+RECORDS = "evaluations.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One network of an ensemble: its work directory, the step of its checkpoint, and how it was tested."""
+
+    workdir: Path
+    step: int
+    protocol: Protocol
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result for one checkpoint: its step, the names of the classes, and the sums by class."""
+    """The probabilities that one network, or several on average, give to the classes of every test image.
 
-    step: int
-    class_names: tuple[str, ...]
-    metrics: Metrics
+    Attributes:
+      members: the networks; their softmax outputs are averaged (Sec. 4.1, Table 5).
+      test: the images.
+      probabilities: [N, num_classes] float64.
+    """
+
+    members: tuple[Member, ...]
+    test: TestImages
+    probabilities: np.ndarray
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint of the first network."""
+        return self.members[0].step
+
+    @property
+    def protocol(self) -> ProtocolName:
+        return self.members[0].protocol.name
+
+    @property
+    def count(self) -> int:
+        """Images."""
+        return len(self.test)
+
+    @property
+    def top1_error(self) -> float:
+        """Images whose class is not the most probable one, in %."""
+        return 100 * float(np.mean(self._wrong))
+
+    @property
+    def top5_error(self) -> float:
+        """Images whose class is not among the five most probable ones, in %."""
+        of_class = np.take_along_axis(self.probabilities, self.test.labels[:, None], axis=1)
+        before = self.probabilities > of_class
+        # Of equally probable classes the first counts as the more probable one, as in argmax.
+        before |= (self.probabilities == of_class) & (np.arange(before.shape[1]) < self.test.labels[:, None])
+        return 100 * float(np.mean(before.sum(1) >= 5))
+
+    @property
+    def loss(self) -> float:
+        """Mean of -log of the probability of the class, in nats."""
+        of_class = self.probabilities[np.arange(self.count), self.test.labels]
+        return float(-np.log(np.maximum(of_class, np.finfo(np.float64).tiny)).mean())
+
+    @property
+    def class_errors(self) -> np.ndarray:
+        """Wrongly classified images of each class in % [num_classes]; NaN for a class without images."""
+        classes = self.probabilities.shape[1]
+        wrong = np.bincount(self.test.labels, self._wrong, classes)
+        with np.errstate(invalid="ignore"):
+            return 100 * wrong / np.bincount(self.test.labels, minlength=classes)
+
+    @property
+    def _wrong(self) -> np.ndarray:
+        return self.probabilities.argmax(1) != self.test.labels
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: errors in %, loss in nats; a class without images has error None."""
-        errors = [None if np.isnan(error) else float(error) for error in self.metrics.class_errors]
+        errors = [None if np.isnan(error) else float(error) for error in self.class_errors]
         return {
-            "step": self.step,
-            "top1_error": self.metrics.top1_error,
-            "loss": self.metrics.mean_loss,
-            "count": self.metrics.images,
-            "class_errors": dict(zip(self.class_names, errors, strict=True)),
+            **self.summary(),
+            "class_errors": dict(zip(self.test.class_names, errors, strict=True)),
         }
 
+    def summary(self) -> dict[str, Any]:
+        """Return plain values, without those of each class."""
+        members = [
+            {"workdir": str(member.workdir), "step": member.step, "scales": list(member.protocol.scales)}
+            for member in self.members
+        ]
+        return {
+            "protocol": self.protocol,
+            "members": members,
+            "data": self.test.name,
+            "count": self.count,
+            "top1_error": self.top1_error,
+            "top5_error": self.top5_error,
+            "loss": self.loss,
+        }
 
-def evaluate_workdir(workdir: Path, *, data_dir: str | None = None, step: int | None = None) -> Evaluation:
-    """Evaluate a checkpoint, single view (Sec. 4.2), on every test image once, over all devices.
+    def save_predictions(self, path: Path) -> None:
+        """Write ids, labels, class_names and probabilities (float32) as .npz, complete or not at all.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        partial = path.with_name(path.name + ".new")
+        try:
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    ids=np.array(self.test.ids),
+                    labels=self.test.labels,
+                    class_names=np.array(self.test.class_names),
+                    probabilities=self.probabilities.astype(np.float32),
+                )
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def evaluate(
+    workdirs: Sequence[Path],
+    *,
+    protocol: ProtocolName = "single",
+    scales: tuple[int, ...] | None = None,
+    data_dir: str | None = None,
+    step: int | None = None,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Test the networks of work directories on every test image once, over all devices.
 
     Args:
-      workdir: of a run.
+      workdirs: of runs or imports. The networks may differ in depth, input size and preprocessing.
+      protocol: "single", "10crop" or "multiscale"; see views.Protocol for what is averaged.
+      scales: see views.make_protocol.
       data_dir: where the data set is now, if not where it was.
-      step: of the checkpoint; None for the last one.
+      step: of the checkpoint, for a single work directory; None for the last one.
+      batch_size: views computed at a time; None for the run's data.eval_batch_size.
 
     Raises:
-      UserError: no work directory, no such checkpoint, or no data.
+      UserError: no work directory, no such checkpoint, no data, other classes, or scales that do not fit.
     """
-    config, inputs = load_config(workdir), load_inputs(workdir)
-    runtime.configure(config)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    dataset = load_data(config)
-    check_classes(inputs, dataset)
-    experiment = Experiment(config, inputs, num_images=len(dataset.train))
-    state = checkpoints.restore(experiment.abstract_state(), step)
-    metrics = experiment.evaluate(state, experiment.put(dataset.test))
-    return Evaluation(int(state.step), dataset.class_names, metrics)
+    if step is not None and len(workdirs) > 1:
+        raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
+    configs = [load_config(workdir) for workdir in workdirs]  # first: it tells a mistake at once
+    runtime.configure()
+    names = {config.data.name for config in configs}
+    if len(names) > 1:
+        raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
+    test = load_test_images(configs[0].data.name, data_dir or configs[0].data.dir)
+    members, probabilities = [], np.zeros((len(test), len(test.class_names)))
+    for workdir, config in zip(workdirs, configs, strict=True):
+        trained = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+        check_classes(trained.config.inputs, test)
+        of_member = _protocol(trained, protocol, scales)
+        size = batch_size or config.data.eval_batch_size
+        probabilities += predict(trained, test.images, of_member, batch_size=size)
+        members.append(Member(workdir, trained.config.step, of_member))
+    return Evaluation(tuple(members), test, probabilities / len(workdirs))
+
+
+def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None) -> Protocol:
+    height, width, _ = trained.config.inputs.image_shape
+    if name == "multiscale" and trained.config.run.model.family == "vgg" and (height, width) != (224, 224):
+        raise UserError(f"multi-scale testing needs a VGG of 224x224 pixels; this one takes {height}x{width}")
+    try:
+        return make_protocol(name, (height, width), scales)
+    except ValueError as error:
+        raise UserError(f"--scales: {error}") from error
+
+
+def record(evaluation: Evaluation) -> None:
+    """Append an evaluation to evaluations.jsonl of each work directory, where the paper's tables look for it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    line = json.dumps({"time": round(time.time(), 3), **environment(), **evaluation.summary()}) + "\n"
+    for member in evaluation.members:
+        path = member.workdir / RECORDS
+        try:
+            with path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            raise UserError(f"cannot record the evaluation in {path}: {os.strerror(error.errno or 0)}") from error
+
+
+def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
+    """Return what record() has written, in order; lines cut short by a crash are left out."""
+    path = workdir / RECORDS
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records

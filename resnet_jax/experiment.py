@@ -45,6 +45,13 @@ def build_model(config: ModelConfig, num_classes: int) -> Model:
         raise UserError(f"--model.depth: {error}") from error
 
 
+def for_this_backend(model: Model) -> Model:
+    """Give a network the convolution written for CPUs if it is to run on one, over all devices."""
+    if jax.default_backend() != "cpu":
+        return model
+    return model.clone(conv_general_dilated=partial(cpu_conv.conv_general_dilated, parts=jax.device_count()))
+
+
 def build_optimizer(config: OptimConfig) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Build SGD and its schedule.
 
@@ -138,10 +145,7 @@ class Experiment:
                     f"--data.{name.replace('_', '-')} {getattr(config.data, name)} does not divide over"
                     f" {devices} devices: choose a multiple of {devices}"
                 )
-        self.model = build_model(config.model, len(inputs.class_names))
-        if jax.default_backend() == "cpu":
-            fast = partial(cpu_conv.conv_general_dilated, parts=devices)
-            self.model = self.model.clone(conv_general_dilated=fast)
+        self.model = for_this_backend(build_model(config.model, len(inputs.class_names)))
         self._optimizer, schedule = build_optimizer(config.optim)
         self._image_shape = inputs.image_shape
         self.most_steps = config.run.steps_per_dispatch or config.run.log_every

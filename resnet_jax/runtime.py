@@ -12,11 +12,11 @@ import jax
 from resnet_jax.config import Config
 
 
-def configure(config: Config) -> None:
+def configure(config: Config | None = None) -> None:
     """Set JAX up for a run of `config`; call it before anything is computed. What the user has set stays.
 
-    - The cores of a CPU become devices, as many as the batch divides over: two devices of one core make a step in
-      less time than one of two (docs/performance.md).
+    - The cores of a CPU become devices, as many as the batch divides over, or all of them without a config: two
+      devices of one core make a step in less time than one of two (docs/performance.md).
     - Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/resnet_jax, so that a second
       start is fast; JAX_ENABLE_COMPILATION_CACHE=0 turns that off.
     """
@@ -25,7 +25,8 @@ def configure(config: Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet_jax"))
     if _setting("jax_num_cpu_devices") < 0 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX has computed something already: its devices stay
-            jax.config.update("jax_num_cpu_devices", cpu_devices(config, cores()))
+            devices = cpu_devices(config, cores()) if config else cores()
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, difference, from_json, to_json
-from resnet_jax.data import Dataset
+from resnet_jax.data import Dataset, TestImages
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.train_state import TrainState
@@ -43,8 +43,17 @@ class Inputs(NamedTuple):
     preprocessing: Preprocessing
 
 
-def create_workdir(path: Path, config: Config, inputs: Inputs, state: TrainState | None = None) -> None:
-    """Make the folder, complete or not at all; with a `state` as its first checkpoint if one is given.
+def create_workdir(
+    path: Path, config: Config, inputs: Inputs, state: TrainState | None = None, source: str | None = None
+) -> None:
+    """Make the folder, complete or not at all.
+
+    Args:
+      path: where.
+      config: of the run.
+      inputs: what the weights take and give.
+      state: the first checkpoint.
+      source: file that the weights of `state` were imported from.
 
     Raises:
       UserError: it cannot be written.
@@ -57,6 +66,8 @@ def create_workdir(path: Path, config: Config, inputs: Inputs, state: TrainState
         np.savez(partial / "preprocessing.npz", **inputs.preprocessing._asdict())
         described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
         (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
+        if source is not None:
+            (partial / "import.json").write_text(json.dumps({"file": source}) + "\n")
         if state is not None:
             checkpoints = Checkpoints(partial)
             checkpoints.save(state)
@@ -80,13 +91,33 @@ def load_config(path: Path) -> Config:
     return from_json(text, str(path / "config.json"))
 
 
-def check_classes(inputs: Inputs, dataset: Dataset) -> None:
+def check_classes(inputs: Inputs, dataset: Dataset | TestImages) -> None:
     """Raise UserError if a data set has other classes than the weights."""
-    if inputs.class_names != dataset.class_names:
+    numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names
+    if inputs.class_names not in (dataset.class_names, numbered):
+        if len(inputs.class_names) != len(dataset.class_names):
+            raise UserError(
+                f"{dataset.name} has {len(dataset.class_names)} classes, but the weights are for"
+                f" {len(inputs.class_names)}; check --data.dir"
+            )
         raise UserError(
             f"{dataset.name} has the classes {', '.join(dataset.class_names)}, but the weights are for"
             f" {', '.join(inputs.class_names)}; check --data.dir"
         )
+
+
+def read_source(path: Path) -> str | None:
+    """Return the name of the file that the weights of a work directory were imported from; None if trained here.
+
+    Raises:
+      UserError: the record of the import is damaged.
+    """
+    try:
+        return str(json.loads((path / "import.json").read_text())["file"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path / 'import.json'}: {error}") from error
 
 
 def load_inputs(path: Path) -> Inputs:

@@ -52,7 +52,9 @@ def test_train_on_two_devices_then_evaluate_on_one(tmp_path):
     assert len(table) == 11  # and a line a class
     assert result["count"] == 360
     assert f"test error {result['top1_error']:.2f} %" in lines[-2]
-    assert json.loads(run("eval.py", workdir, "--json", "--step", "2").stdout.splitlines()[-1])["step"] == 2
+    assert json.loads(run("eval.py", workdir, "--json", "--step", "2").stdout.splitlines()[-1])["members"] == [
+        {"workdir": workdir, "step": 2, "scales": [37]}
+    ]
 
     # README's Python example loads the same run.
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -79,6 +81,13 @@ def test_train_on_two_devices_then_evaluate_on_one(tmp_path):
         ("eval.py {tmp}/none", "is not a work directory"),
         ("eval.py", "the following arguments are required: WORKDIR"),
         ("eval.py {tmp} --stp 3", "unrecognized arguments: --stp 3"),
+        ("eval.py {tmp} --protocol 11crop", "invalid choice: '11crop'"),
+        ("eval.py {tmp} {tmp} --step 3", "--step goes with one work directory; got 2"),
+        ("-m resnet_jax paper table7", "invalid choice: 'table7'"),
+        ("-m resnet_jax paper table6 --runs {tmp}/none", "none: --runs must name the folder that holds the work"),
+        ("-m resnet_jax paper table6 --budget 5", "--budget takes the minutes"),
+        ("-m resnet_jax responses {tmp}/none", "is not a work directory"),
+        ("-m resnet_jax report {tmp}/none", "is not a work directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, command, message):

@@ -1,6 +1,5 @@
 """Compare depth-20 networks with golden values of an independent PyTorch implementation in float64."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -8,14 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from golden.compare import assert_close, assert_summary_close, flat_variables, nest
+from golden.inputs import make_batch
 
 from resnet_jax.models import cifar_resnet, cpu_conv
 from resnet_jax.models.stacking import stack_blocks, unstack_blocks
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from golden.compare import assert_close, assert_summary_close, flat_variables, nest
-from golden.inputs import make_batch
 
 GROUP_SIZES = {"groups": 4, "whole": None}
 # What makes training faster changes no number. Its convolutions round otherwise, which in float32 turns a ReLU of

@@ -1,17 +1,11 @@
 """Compare the ImageNet networks and VGG with golden values of an independent PyTorch implementation in float64."""
 
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from resnet_jax.models import create_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from golden.compare import assert_close, assert_summary_close, flat_variables, nest
 from golden.inputs import (
     IMAGENET_CLASSES,
@@ -23,6 +17,8 @@ from golden.inputs import (
     make_imagenet_training_batch,
     open_relus,
 )
+
+from resnet_jax.models import create_model
 
 RESNET_OUTPUTS = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
 VGG_OUTPUTS = ("conv1", "conv2", "conv3", "conv4", "conv5")

@@ -6,9 +6,16 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.logs import read_records
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "train": {"linestyle": "--", "linewidth": 1},
+    "validation": {"linestyle": ":", "linewidth": 2},
+    "test": {"linestyle": "-", "linewidth": 2},
+}
 
 
 def plot_curves(workdir: Path, title: str) -> Path:
@@ -20,27 +27,28 @@ def plot_curves(workdir: Path, title: str) -> Path:
     records = read_records(workdir)
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    styles: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("train", {"linestyle": "--", "linewidth": 1}),
-        ("validation", {"linestyle": ":", "linewidth": 2}),
-        ("test", {"linestyle": "-", "linewidth": 2}),
-    )
-    for kind, style in styles:
-        points = [(record["step"], record["error"]) for record in records if record["kind"] == kind]
-        if points:
-            marker = "o" if len(points) < 3 else None
-            axes.plot(*zip(*points, strict=True), label=f"{kind} error", marker=marker, color="C0", **style)
-    train = [record for record in records if record["kind"] == "train"]
-    for before, after in itertools.pairwise(train):
-        if before["learning_rate"] != after["learning_rate"]:
-            axes.axvline(before["step"], color="0.8", linewidth=0.8, zorder=0)
-    axes.set(title=title, xlabel="step", ylabel="error (%)", xlim=(0, None), ylim=(0, None))
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False, loc="upper right")
+    draw_curves(axes, records, "error")
+    axes.set(title=title, ylabel="error (%)")
     path = workdir / "curves.png"
     partial = workdir / "curves.png.new"  # a reader never sees half a picture
     figure.savefig(partial, format="png")
     partial.replace(path)
     return path
+
+
+def draw_curves(axes: Axes, records: list[dict[str, Any]], quantity: str) -> None:
+    """Draw the `quantity` ("error" or "loss") of training, validation and test records over steps."""
+    for kind, style in _STYLES.items():
+        points = [(record["step"], record[quantity]) for record in records if record["kind"] == kind]
+        if points:
+            marker = "o" if len(points) < 3 else None
+            axes.plot(*zip(*points, strict=True), label=f"{kind} {quantity}", marker=marker, color="C0", **style)
+    train = [record for record in records if record["kind"] == "train"]
+    for before, after in itertools.pairwise(train):
+        if before["learning_rate"] != after["learning_rate"]:
+            axes.axvline(before["step"], color="0.8", linewidth=0.8, zorder=0)
+    axes.set(xlabel="step", xlim=(0, None), ylim=(0, None))
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.lines:
+        axes.legend(frameon=False, loc="upper right")

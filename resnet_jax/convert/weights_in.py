@@ -96,7 +96,7 @@ def import_weights(
     params = jax.tree.map(jnp.asarray, variables["params"])
     batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
-    create_workdir(workdir, config, Inputs((side, side, 3), class_names, Preprocessing(mean, std)), state)
+    create_workdir(workdir, config, Inputs((side, side, 3), class_names, Preprocessing(mean, std)), state, file.name)
     return config
 
 

@@ -1,8 +1,9 @@
-"""What every source returns: labelled uint8 images of one size, in splits."""
+"""What sources return: labelled uint8 images, in splits for training, or one by one for testing."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 
@@ -38,6 +39,42 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width, channels."""
         return self.train.images.shape[1:]
+
+
+class Images(Protocol):
+    """A sequence of images, in memory or not: images[i] is RGB uint8 [H, W, 3]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TestImages:
+    """Images to test on, of any size.
+
+    Attributes:
+      name: of the data set.
+      images: as many as there are labels.
+      labels: [N] int32.
+      ids: what names each image to a reader: its number or its file.
+      class_names: of the labels.
+    """
+
+    name: str
+    images: Images
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @staticmethod
+    def of(dataset: Dataset) -> TestImages:
+        """Take the test split of a data set in memory."""
+        ids = tuple(map(str, range(len(dataset.test))))
+        return TestImages(dataset.name, dataset.test.images, dataset.test.labels, ids, dataset.class_names)
 
 
 def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Split:

@@ -38,7 +38,7 @@ def conv(
     return nn.Conv(
         filters,
         (size, size),
-        strides=stride,
+        strides=(stride, stride),
         padding=(margin, margin),
         use_bias=False,
         kernel_init=he_init(init_fan),

@@ -152,7 +152,7 @@ class ResNet(nn.Module):
             return apply(block, x)
         scan = nn.scan(
             lambda block, x: (apply(block, x), None),
-            variable_axes={"params": 0, "batch_stats": 0},
+            variable_axes={"params": 0, "batch_stats": 0, "responses": 0},
             split_rngs={"params": True},
             length=times,
         )

@@ -15,7 +15,7 @@ from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 _FILTERS = (64, 128, 256, 512, 512)
 _CONVS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-_POOLED_SIDE = 7  # of the map that fc6 takes: 224 / 2^5
+POOLED_SIDE = 7  # of the map that fc6 takes: 224 / 2^5
 
 
 class VGG(nn.Module):
@@ -74,8 +74,8 @@ class VGG(nn.Module):
             outputs[f"conv{stage}"] = x
         if self.backbone_only:
             return outputs
-        if x.shape[1:3] != (_POOLED_SIDE, _POOLED_SIDE):
-            x = AdaptiveAveragePool(_POOLED_SIDE, name="pool")(x)
+        if x.shape[1:3] != (POOLED_SIDE, POOLED_SIDE):
+            x = AdaptiveAveragePool(POOLED_SIDE, name="pool")(x)
         x = x.reshape(x.shape[0], -1)  # [N, 7 * 7 * 512]; len() would refuse the symbolic N of an export
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(4096, kernel_init=he_init(self.init_fan), dtype=self.dtype, name=name)(x))

@@ -20,7 +20,8 @@ from resnet_jax.convert.names import tensors_from_variables
 from resnet_jax.convert.weights_in import import_weights
 from resnet_jax.data import Dataset, Split
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import evaluate_workdir
+from resnet_jax.evaluate import evaluate, record
+from resnet_jax.paper.make import make
 from resnet_jax.training import train
 
 PUBLISHED = os.path.join(os.path.dirname(__file__), *[os.pardir] * 3, "shared", "weights", "resnet20-12fca82f.th")
@@ -179,9 +180,13 @@ def test_fine_tuning_begins_with_the_weights(resnet8, tmp_path, monkeypatch, cla
 def test_published_weights_make_their_published_error(tmp_path, cifar10_dir):
     pytest.importorskip("torch", reason="reading .th needs torch")
     assert main(["import", PUBLISHED, "--model", "resnet20", "--out", str(tmp_path / "run")]) == 0
-    metrics = evaluate_workdir(tmp_path / "run", data_dir=str(cifar10_dir)).metrics
-    assert metrics.images == 10_000
-    assert metrics.errors.sum() == 827
+    evaluation = evaluate([tmp_path / "run"], data_dir=str(cifar10_dir))
+    assert evaluation.count == 10_000
+    assert evaluation.top1_error == 8.27
+    record(evaluation)
+    table = make("table6", tmp_path)
+    rows = [row for row in table.rows if row[:2] == ("ResNet", "20")]
+    assert [row[4:8] for row in rows] == [("8.75", "8.27", "1", "imported from resnet20-12fca82f.th, not trained here")]
 
 
 def refused(path, model="resnet8", **options):
