@@ -1,4 +1,4 @@
-"""python -m resnet_jax summary|import|export ..."""
+"""python -m resnet_jax summary|import|export|paper|responses|report ..."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_jax.command_line import ArgumentParser, run_command
 from resnet_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from resnet_jax.paper.artefact import Artefact
+
+_PAPER = ("table1", "table2", "table3", "table4", "table5", "table6", "figure1", "figure4", "figure6", "figure7")
+
 
 def main(args: Sequence[str]) -> int:
     """Parse the sub-command and run it; each imports what it needs, so that --help answers at once."""
-    parser = ArgumentParser(prog="python -m resnet_jax", description="Look at networks; take weights in and out.")
+    parser = ArgumentParser(prog="python -m resnet_jax", description="Networks, weights, the paper's results.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("summary", help="a network layer by layer, with parameters and multiply-adds")
@@ -54,6 +60,31 @@ def main(args: Sequence[str]) -> int:
         help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours",
     )
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("paper", help="a table or figure of the paper, filled from runs")
+    command.add_argument(
+        "name", choices=_PAPER, metavar="NAME", help="table1 to table6, figure1, figure4, figure6 or figure7"
+    )
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs; default: runs")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where files are written; default: RUNS/paper")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--train", action="store_true", help="run what is missing, cheapest first")
+    command.add_argument("--budget", type=float, metavar="MINUTES", help="stop and save --train after so long")
+    command.set_defaults(run=_paper)
+
+    command = commands.add_parser("responses", help="standard deviations of the layer responses (Fig. 7)")
+    command.add_argument("workdirs", type=Path, nargs="+", metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to measure; default: the last")
+    command.add_argument("--json", action="store_true", help="print one JSON object a work directory instead")
+    command.set_defaults(run=_responses)
+
+    command = commands.add_parser("report", help="one HTML page of a run: curves, errors, mistakes, configuration")
+    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument("--out", type=Path, metavar="FILE", help="file to write; default: WORKDIR/report.html")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to test; default: the last")
+    command.set_defaults(run=_report)
 
     options = parser.parse_args(args)
     return options.run(options)
@@ -98,6 +129,49 @@ def _export(options: argparse.Namespace) -> int:
 
     difference = export(options.workdir, options.format, options.out, names=options.names, step=options.step)
     print(f"exported {options.workdir} to {options.out}; reloaded and compared: largest difference {difference:.3g}")
+    return 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    if options.budget is not None and not (options.train and options.budget > 0):
+        raise UserError("--budget takes the minutes, more than 0, that --train may run")
+    from resnet_jax.paper.commands import fill
+    from resnet_jax.paper.make import make
+
+    def current() -> Artefact:
+        return make(options.name, options.runs, options.data_dir)
+
+    if options.train:
+        options.runs.mkdir(parents=True, exist_ok=True)
+        fill(current, options.budget, lambda line: print(line, flush=True))
+    artefact = current()
+    print(artefact.to_text())
+    written = artefact.write(options.out or options.runs / "paper")
+    print(f"\nwrote {', '.join(map(str, written))}")
+    return 0
+
+
+def _responses(options: argparse.Namespace) -> int:
+    if options.step is not None and len(options.workdirs) > 1:
+        raise UserError(f"--step goes with one work directory; got {len(options.workdirs)}")
+    from resnet_jax.analysis.responses import measure_workdir, to_table
+
+    for workdir in options.workdirs:
+        responses = measure_workdir(workdir, data_dir=options.data_dir, step=options.step)
+        if options.json:
+            print(json.dumps({"workdir": str(workdir), **responses.to_dict()}))
+        else:
+            print(f"{workdir}, step {responses.step}\n\n{to_table(responses)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from resnet_jax.analysis.report import write_report
+    from resnet_jax.evaluate import evaluate
+
+    evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
+    path = write_report(options.workdir, evaluation, options.out or options.workdir / "report.html")
+    print(f"wrote {path}")
     return 0
 
 

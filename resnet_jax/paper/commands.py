@@ -1,0 +1,137 @@
+"""The commands that would fill what is missing, and running them within a budget."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import resnet_jax
+from resnet_jax.errors import CommandError, UserError
+from resnet_jax.paper.artefact import Artefact, Command
+from resnet_jax.paper.networks import Network
+from resnet_jax.paper.runs import Run, Runs
+from resnet_jax.views import ProtocolName
+
+_ROOT = Path(resnet_jax.__file__).parents[1]  # of the repository, where train.py and configs/ are
+_TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
+# Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
+_VIEWS = {"single": 1, "10crop": 10, "multiscale": 2 * sum((scale / 224) ** 2 for scale in (224, 256, 384, 480, 640))}
+_BACKWARD = 3  # a training step takes about three times the multiply-adds of the forward pass
+
+
+def missing_commands(
+    network: Network,
+    runs: Runs,
+    data_dir: str | None,
+    *,
+    seeds: int | None = None,
+    protocol: ProtocolName | None = None,
+    responses: bool = False,
+) -> list[Command]:
+    """Return what is still to be done for a network.
+
+    Args:
+      network: to be trained and tested.
+      runs: that there are.
+      data_dir: where the data set is; None for where a run expects it.
+      seeds: how often it is to be trained; None for as often as in the paper.
+      protocol: that it is to be tested by, if it is.
+      responses: whether its layer responses are to be measured.
+    """
+    commands = []
+    of_network = runs.of(network)
+    if network.is_cifar:
+        done = {run.config.run.seed for run in runs.trained(network) if run.finished}
+        missing = [seed for seed in range(seeds or network.seeds) if seed not in done]
+        commands += [_train_command(network, seed, runs, data_dir) for seed in missing]
+    elif not of_network:
+        name = network.name.removeprefix("imagenet_").rstrip("ABC")
+        arguments = ("-m", "resnet_jax", "import", "FILE", "--model", name, "--out", str(runs.root / network.name))
+        commands.append(Command(arguments, 0))
+    for run in of_network:
+        if protocol and run.result(protocol) is None and (run.source is not None or run.finished):
+            commands.append(evaluation_command([run], protocol, data_dir))
+        measured = run.responses if responses else None
+        if responses and run.step and (measured is None or measured.step < _saved(run)):
+            measure = ("-m", "resnet_jax", "responses", str(run.workdir), *_data(data_dir))
+            commands.append(Command(measure, network.multiply_adds * _TEST_IMAGES[network.config.data.name]))
+    return commands
+
+
+def _saved(run: Run) -> int:
+    """Return the step of the last checkpoint."""
+    return max((int(path.name) for path in (run.workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def _train_command(network: Network, seed: int, runs: Runs, data_dir: str | None) -> Command:
+    """Train a network, or go on with the run of this seed that has come furthest."""
+    begun = [run for run in runs.trained(network) if run.config.run.seed == seed]
+    folder = begun[0].workdir if begun else runs.root / (network.name + (f"_seed{seed}" if seed else ""))
+    arguments = ["train.py", f"configs/{network.name}.py", "--run.workdir", str(folder)]
+    if seed:
+        arguments += ["--run.seed", str(seed)]
+    done = begun[0].step if begun else 0
+    images = (network.steps - done) * network.config.data.batch_size
+    return Command((*arguments, *_data(data_dir)), network.multiply_adds * images * _BACKWARD)
+
+
+def evaluation_command(members: Sequence[Run], protocol: ProtocolName, data_dir: str | None) -> Command:
+    """Test a network or an ensemble."""
+    arguments = ("eval.py", *(str(run.workdir) for run in members), "--protocol", protocol, *_data(data_dir))
+    images = sum(run.network.multiply_adds * _TEST_IMAGES[run.network.config.data.name] for run in members)
+    return Command(arguments, images * _VIEWS[protocol])
+
+
+def _data(data_dir: str | None) -> tuple[str, ...]:
+    return ("--data.dir", data_dir) if data_dir else ()
+
+
+def fill(make: Callable[[], Artefact], budget_minutes: float | None, say: Callable[[str], None]) -> None:
+    """Run what is missing, cheapest first, until nothing is or the budget is spent; half-done runs are resumed.
+
+    Args:
+      make: looks at the runs anew; its commands are what is missing.
+      budget_minutes: None for no limit. A training run is stopped then, and saved.
+      say: prints a line.
+
+    Raises:
+      UserError: this is not the folder of the repository.
+      CommandError: a command failed.
+    """
+    if not (_ROOT / "train.py").is_file():
+        raise UserError(f"--train runs train.py and configs/, and they are not in {_ROOT}")
+    ends = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    tried: set[Command] = set()
+    while left := [command for command in make().commands if command.complete and command not in tried]:
+        seconds = None if ends is None else ends - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            break
+        if left[0].arguments[0] == "train.py":  # of a new checkpoint everything is measured anew
+            tried = {command for command in tried if command.arguments[0] == "train.py"}
+        tried.add(left[0])
+        say(f"$ {left[0]}")
+        if not _run(left[0], seconds):
+            say("the budget is spent; the same command again goes on")
+            return
+    if left:
+        say("the budget is spent; the same command again goes on")
+
+
+def _run(command: Command, seconds: float | None) -> bool:
+    """Run a command; return whether it came to its end within so many seconds."""
+    process = subprocess.Popen([sys.executable, *command.arguments], cwd=_ROOT)
+    try:
+        code = process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # a training run saves and stops
+        process.wait()
+        return False
+    except BaseException:  # Ctrl-C has reached it, too: let it save
+        process.wait()
+        raise
+    if code:
+        raise CommandError(f"failed with exit code {code}: {command}")
+    return True

@@ -1,0 +1,126 @@
+"""The networks that the paper trains, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, difference
+from resnet_jax.experiment import build_model
+
+# What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).
+_OPEN = {
+    "cifar10": ("run.seed",),
+    "imagenet": ("run.seed", "optim.boundaries", "data.padding", "data.mean", "data.std"),
+}
+# Multiply-adds of an image, in 1e9: Table 1, and for CIFAR 40.8e6 for 20 layers, in proportion to the depth.
+_MULTIPLY_ADDS = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3, 16: 15.3}
+_MULTIPLY_ADDS_OF_A_CIFAR_LAYER = 0.0408 / 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of the paper and its recipe.
+
+    Attributes:
+      name: of its configuration file and of the folder of its run.
+      config: the paper's.
+      seeds: how often the paper trains it.
+    """
+
+    name: str
+    config: Config
+    seeds: int = 1
+
+    @property
+    def label(self) -> str:
+        """As the paper calls it."""
+        model = self.config.model
+        if model.family == "vgg":
+            return f"VGG-{model.depth}"
+        kind = "plain" if model.shortcut == "none" else "ResNet"
+        option = f" {model.shortcut}" if model.depth == 34 and kind == "ResNet" else ""
+        return f"{kind}-{model.depth}{option}"
+
+    @property
+    def steps(self) -> int:
+        return self.config.run.steps
+
+    @property
+    def is_cifar(self) -> bool:
+        return self.config.data.name == "cifar10"
+
+    @property
+    def multiply_adds(self) -> float:
+        """Of an image, about."""
+        depth = self.config.model.depth
+        return 1e9 * (_MULTIPLY_ADDS_OF_A_CIFAR_LAYER * depth if self.is_cifar else _MULTIPLY_ADDS[depth])
+
+    def parameters(self) -> int:
+        """Count the parameters; nothing is computed."""
+        config = dataclasses.replace(self.config.model, scan_blocks=self.config.model.family != "vgg")
+        model = build_model(config, 10 if self.is_cifar else 1000)
+        side = 32 if self.is_cifar else 224
+        images = jnp.zeros((1, side, side, 3))
+        variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+    def is_of(self, config: Config) -> bool:
+        """Tell whether `config` has this network and data set, however it is trained."""
+        same = ("family", "depth", "shortcut")
+        return config.data.name == self.config.data.name and all(
+            getattr(config.model, name) == getattr(self.config.model, name) for name in same
+        )
+
+    def deviation(self, config: Config) -> str | None:
+        """Name the first field in which a run is not the paper's experiment, or return None."""
+        theirs = config
+        for field in _OPEN[self.config.data.name]:
+            group, name = field.split(".")
+            ours = getattr(getattr(self.config, group), name)
+            theirs = dataclasses.replace(theirs, **{group: dataclasses.replace(getattr(theirs, group), **{name: ours})})
+        return difference(theirs, self.config)
+
+
+def _cifar(depth: int, kind: Literal["plain", "resnet"]) -> Network:
+    warm_up = OptimConfig(warmup="steps", warmup_learning_rate=0.01, warmup_steps=400)  # Sec. 4.2
+    return Network(
+        f"cifar10_{kind}{depth}",
+        Config(
+            model=ModelConfig(depth=depth, shortcut="none" if kind == "plain" else "A"),
+            optim=warm_up if depth >= 110 and kind == "resnet" else OptimConfig(),
+        ),
+        seeds=5 if (depth, kind) == (110, "resnet") else 1,  # Table 6
+    )
+
+
+def _imagenet(depth: int, shortcut: Literal["none", "A", "B", "C"]) -> Network:
+    kind = "plain" if shortcut == "none" else "resnet"
+    option = shortcut if depth == 34 and kind == "resnet" else ""
+    return Network(
+        f"imagenet_{kind}{depth}{option}",
+        Config(
+            model=ModelConfig(family="imagenet", depth=depth, shortcut=shortcut, bn_group_size=32),
+            data=DataConfig(name="imagenet", batch_size=256),
+            run=RunConfig(steps=600_000),  # Sec. 3.4: "up to 60 x 10^4 iterations"
+        ),
+    )
+
+
+_VGG16 = Network("imagenet_vgg16", Config(model=ModelConfig(family="vgg", depth=16), data=DataConfig(name="imagenet")))
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        *(_cifar(depth, "plain") for depth in (20, 32, 44, 56, 110)),
+        *(_cifar(depth, "resnet") for depth in (20, 32, 44, 56, 110, 1202)),
+        *(_imagenet(depth, "none") for depth in (18, 34)),
+        *(_imagenet(depth, "A") for depth in (18, 34)),
+        *(_imagenet(34, option) for option in ("B", "C")),
+        *(_imagenet(depth, "B") for depth in (50, 101, 152)),
+        _VGG16,
+    )
+}
