@@ -9,7 +9,7 @@ from resnet_jax.command_line import ArgumentParser, run_command
 from resnet_jax.errors import UserError
 
 
-def main(args: Sequence[str]) -> int:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="eval.py", description=__doc__)
     parser.add_argument(
         "workdirs", type=Path, nargs="+", metavar="WORKDIR", help="folder of a run or an import; several: an ensemble"
@@ -31,7 +31,11 @@ def main(args: Sequence[str]) -> int:
         "--save-predictions", type=Path, metavar="FILE", help="write ids, labels and probabilities as .npz"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every class, as the last line")
-    options = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    options = make_parser().parse_args(args)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {options.batch_size}")
     from resnet_jax.evaluate import evaluate, record  # here, so that --help and mistakes answer at once

@@ -18,14 +18,14 @@ def describe() -> dict[str, Any]:
     """Return names and numbers; "platform" is "gpu" where JAX finds one, else "cpu"."""
     import jax
 
-    from resnet_jax.runtime import cores
+    from resnet_jax.runtime import cores, processor
 
     device = jax.devices()[0]
     return {
         "platform": "gpu" if device.platform == "gpu" else "cpu",
         "device": device.device_kind,
         "devices": jax.device_count(),
-        "cpu": _first_value("/proc/cpuinfo", "model name") or platform.processor(),
+        "cpu": processor(),
         "cores": cores(),
         "memory_gib": round(int((_first_value("/proc/meminfo", "MemTotal") or "0").split()[0]) / 2**20, 1),
         "gpu": _gpu(),

@@ -19,6 +19,12 @@ _PAPER = ("table1", "table2", "table3", "table4", "table5", "table6", "figure1",
 
 def main(args: Sequence[str]) -> int:
     """Parse the sub-command and run it; each imports what it needs, so that --help answers at once."""
+    options = make_parser().parse_args(args)
+    return options.run(options)
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of all sub-commands; `run` is the function of the chosen one."""
     parser = ArgumentParser(prog="python -m resnet_jax", description="Networks, weights, the paper's results.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -86,8 +92,7 @@ def main(args: Sequence[str]) -> int:
     command.add_argument("--step", type=int, metavar="N", help="checkpoint to test; default: the last")
     command.set_defaults(run=_report)
 
-    options = parser.parse_args(args)
-    return options.run(options)
+    return parser
 
 
 def _summary(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from resnet_jax import runtime
 from resnet_jax.metrics import Metrics
 
 FILE_NAME = "metrics.jsonl"
@@ -128,6 +129,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "platform": device.platform,
-        "device": device.device_kind,
+        "device": runtime.processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
     }

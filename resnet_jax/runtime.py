@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def cpu_devices(config: Config, most: int) -> int:
     batch_size, group = config.data.batch_size, config.model.bn_group_size or config.data.batch_size
     units = batch_size // group if group < batch_size else batch_size
     return max(n for n in range(1, most + 1) if units % n == config.data.eval_batch_size % n == 0)
+
+
+def processor() -> str:
+    """Return the name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux; platform.processor() knows nothing there
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or "cpu"
 
 
 def description() -> dict[str, Any]:

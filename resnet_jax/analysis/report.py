@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -16,28 +15,30 @@ from statistics import median
 from typing import Any
 
 import matplotlib
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
-from PIL import Image
 
 import resnet_jax
 from resnet_jax.analysis.curves import draw_curves
+from resnet_jax.analysis.mistakes import (
+    MOST_ROWS,
+    confusion_matrix,
+    count_confusions,
+    errors_by_class,
+    most_frequent_confusions,
+    worst_mistakes,
+)
 from resnet_jax.config import Config, ModelConfig
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation
 from resnet_jax.logs import read_records
-from resnet_jax.workdir import load_config
+from resnet_jax.workdir import load_config, read_source
 
 Record = dict[str, Any]
 
-_MOST_ROWS = 20  # classes in a table, and confusions in a list
-_MISTAKES = 24
-_LARGEST_SIDE = 160  # of an embedded picture, in pixels
-_PIXEL_ART_SIDE = 64  # up to here a picture is shown with its pixels as squares
 _PROTOCOLS = {"single": "single view", "10crop": "10 crops", "multiscale": "multiple scales"}
 
 
@@ -56,22 +57,23 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
       UserError: no work directory, or the page cannot be written.
     """
     config, records = load_config(workdir), read_records(workdir)
-    confusions = _count_confusions(evaluation)
-    imported = not records and evaluation.step == 0
+    confusions = count_confusions(evaluation)
+    source = read_source(workdir)
     page = _template().render(
         name=workdir.resolve().name,
         network=_network_name(config.model),
         data=evaluation.test.name,
-        progress=None if imported else _progress(records, config.run.steps, evaluation.step),
+        source=source,
+        progress=_progress(records, config.run.steps, evaluation.step),
         last_date=_date(records[-1]["time"]) if records else None,
         cards=_cards(records, evaluation),
         curves=_curves(records),
-        classes=_classes(evaluation),
+        classes=errors_by_class(evaluation),
         num_classes=len(evaluation.test.class_names),
-        matrix=_matrix(confusions, evaluation.test.class_names) if len(confusions) <= _MOST_ROWS else None,
-        confusions=_most_frequent(confusions, evaluation.test.class_names),
-        mistakes=_worst_mistakes(evaluation),
-        config=_config_groups(config, ("model", "data") if imported else ("model", "data", "optim", "run")),
+        matrix=confusion_matrix(confusions, evaluation.test.class_names) if len(confusions) <= MOST_ROWS else None,
+        confusions=most_frequent_confusions(confusions, evaluation.test.class_names),
+        mistakes=worst_mistakes(evaluation),
+        config=_config_groups(config, ("model", "data") if source else ("model", "data", "optim", "run")),
         sessions=_sessions(records),
         versions=_versions(),
     )
@@ -134,7 +136,7 @@ def _cards(records: list[Record], evaluation: Evaluation) -> list[tuple[str, str
     num_classes = len(evaluation.test.class_names)
     seen = f"{protocol}, after step {evaluation.step:,}" if evaluation.step else protocol
     cards = [("test error", _percent(evaluation.top1_error), seen)]
-    if num_classes > _MOST_ROWS:
+    if num_classes > MOST_ROWS:
         cards.append(("top-5 test error", _percent(evaluation.top5_error), f"{protocol}, {num_classes:,} classes"))
     cards += [
         ("test loss", f"{evaluation.loss:.4f} nats", "mean cross-entropy"),
@@ -202,87 +204,6 @@ def _to_svg(figure: Figure, prefix: str) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # HTML has no place for an XML declaration and a document type
     return Markup(re.sub(r'\bid="|url\(#|href="#', lambda match: f"{match[0]}{prefix}-", svg))
-
-
-def _count_confusions(evaluation: Evaluation) -> np.ndarray:
-    """Count images by (true class, predicted class)."""
-    num_classes = len(evaluation.test.class_names)
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (evaluation.test.labels, evaluation.probabilities.argmax(1)), 1)
-    return counts
-
-
-def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return name, images, error in % (or None) and length of the bar in %: all classes, or the worst ones."""
-    errors = np.asarray(evaluation.class_errors)
-    order = np.arange(len(errors))
-    if len(errors) > _MOST_ROWS:
-        order = np.argsort(-np.nan_to_num(errors, nan=-1.0), kind="stable")[:_MOST_ROWS]
-    counts = np.bincount(evaluation.test.labels, minlength=len(errors))
-    largest = max([1e-9, *errors[~np.isnan(errors)]])
-    return [
-        {
-            "name": evaluation.test.class_names[i],
-            "images": int(counts[i]),
-            "error": None if np.isnan(errors[i]) else float(errors[i]),
-            "bar": 0.0 if np.isnan(errors[i]) else round(100 * float(errors[i]) / largest, 1),
-        }
-        for i in order
-    ]
-
-
-def _matrix(confusions: np.ndarray, class_names: tuple[str, ...]) -> list[tuple[str, list[tuple[int, float]]]]:
-    """Return (true class, [(images, opacity)] by predicted class); the root makes rare confusions visible."""
-    shares = confusions / np.maximum(confusions.sum(1, keepdims=True), 1)
-    opacities = np.round(0.8 * np.sqrt(shares), 3).tolist()
-    cells = [list(zip(*row, strict=True)) for row in zip(confusions.tolist(), opacities, strict=True)]
-    return list(zip(class_names, cells, strict=True))
-
-
-def _most_frequent(confusions: np.ndarray, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return the most frequent confusions, with their share of the true class in %."""
-    off_diagonal = confusions * ~np.eye(len(confusions), dtype=bool)
-    order = np.argsort(-off_diagonal, axis=None, kind="stable")[:_MOST_ROWS]
-    pairs = [divmod(int(i), len(confusions)) for i in order]
-    return [
-        {
-            "true": class_names[true],
-            "predicted": class_names[predicted],
-            "images": int(confusions[true, predicted]),
-            "share": 100 * float(confusions[true, predicted] / confusions[true].sum()),
-        }
-        for true, predicted in pairs
-        if off_diagonal[true, predicted]
-    ]
-
-
-def _worst_mistakes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the wrongly classified images whose wrong class has the highest probability."""
-    test, probabilities = evaluation.test, evaluation.probabilities
-    predicted = probabilities.argmax(1)
-    wrong = np.flatnonzero(predicted != test.labels)
-    worst = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")][:_MISTAKES]
-    return [
-        {
-            "id": test.ids[i],
-            "picture": _picture(test.images[i]),
-            "true": test.class_names[test.labels[i]],
-            "true_probability": 100 * float(probabilities[i, test.labels[i]]),
-            "predicted": test.class_names[predicted[i]],
-            "predicted_probability": 100 * float(probabilities[i, predicted[i]]),
-        }
-        for i in worst.tolist()
-    ]
-
-
-def _picture(pixels: np.ndarray) -> dict[str, Any]:
-    """Return the PNG of RGB uint8 [H, W, 3] as a data URI; a large one is made smaller."""
-    image = Image.fromarray(np.asarray(pixels))
-    image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)  # leaves small ones alone
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return {"uri": uri, "width": image.width, "height": image.height, "pixels": max(image.size) <= _PIXEL_ART_SIDE}
 
 
 def _config_groups(config: Config, names: tuple[str, ...]) -> dict[str, list[tuple[str, str, str | None]]]:

@@ -10,7 +10,10 @@ from resnet_jax.paper.artefact import Artefact
 def make_table1() -> Artefact:
     """Return the architectures, read off our networks, with the paper's FLOPs beside ours."""
     paper = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
-    summaries = {depth: summarize(f"resnet{depth}", create_model(f"resnet{depth}"), 224) for depth in paper}
+    summaries = {}
+    for depth in paper:
+        model = create_model(f"resnet{depth}", shortcut="A" if depth < 50 else "B")
+        summaries[depth] = summarize(f"resnet{depth}", model, 224)
     rows: list[tuple[str, ...]] = []
     for stage in range(1, 6):
         layers = [_of_stage(summary, stage) for summary in summaries.values()]
@@ -23,8 +26,8 @@ def make_table1() -> Artefact:
     rows.append(("parameters, ours", "", *(f"{summary.params:,}" for summary in ours)))
     columns = ("layer name", "output size", *(f"{depth}-layer" for depth in paper))
     notes = [
-        "Read off the networks of this package (shortcuts B). FLOPs are multiply-adds of convolutions and"
-        " fully-connected layers, projections included; docs/networks.md explains the differences."
+        "Read off the networks of this package: shortcuts A with 18 and 34 layers, else B. FLOPs are multiply-adds of"
+        " convolutions and fully-connected layers, projections included; docs/networks.md explains the differences."
     ]
     return Artefact("table1", "Table 1: architectures for ImageNet", columns, rows, notes, [])
 

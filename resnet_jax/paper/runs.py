@@ -175,5 +175,7 @@ def _read(workdir: Path) -> tuple[Run | None, str]:
 
 def describe_device(record: dict[str, Any]) -> str:
     """Name the devices of a record that holds environment()."""
-    count = record.get("devices", 1)
+    count = record["devices"]
+    if record["platform"] == "cpu":
+        return f"{count} core{'s' * (count > 1)} of {record['device']}"
     return f"{count} x {record['device']}" if count > 1 else record["device"]

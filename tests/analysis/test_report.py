@@ -296,9 +296,10 @@ def test_the_same_run_gives_the_same_bytes(run, tmp_path):
 
 def test_imported_weights(workdir):
     (workdir / "metrics.jsonl").unlink()
+    (workdir / "import.json").write_text('{"file": "plain56.th"}')
     page = report(workdir, make_evaluation(step=0))
     (line,) = page.find("header")[0].find("p")
-    assert line.text == "plain-56. Data set made up. Imported weights, not trained here."
+    assert line.text == "plain-56. Data set made up. Weights imported from plain56.th, not trained here."
     assert not page.find("svg")
     assert [node.text for node in page.find("dt")] == ["test error", "test loss", "test images"]
     assert [node.text for node in page.find("h3")] == ["model", "data", "This report"]

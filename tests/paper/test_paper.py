@@ -30,7 +30,7 @@ def write_run(root, name, *, folder=None, seed=0, train=(), test=(), source=None
     if source:
         (workdir / "import.json").write_text(json.dumps({"file": source}))
     else:
-        records = [{"kind": "start", "step": 0, "time": DAY, "device": "H100", "devices": 2}]
+        records = [{"kind": "start", "step": 0, "time": DAY, "platform": "gpu", "device": "H100", "devices": 2}]
         records += [
             {"kind": kind, "step": step, "time": DAY, "error": error, "images": 10_000, "learning_rate": 0.1}
             for kind, points in (("train", train), ("test", test))
@@ -40,7 +40,8 @@ def write_run(root, name, *, folder=None, seed=0, train=(), test=(), source=None
         (workdir / "checkpoints" / str(max(step for step, _ in test))).mkdir()
     lines = [
         {
-            "time": DAY if members else DAY + i, "device": "cpu", "devices": 1, "protocol": protocol, "data": "imagenet", "count": 50_000,
+            "time": DAY if members else DAY + i, "platform": "cpu", "device": "Xeon", "devices": 1,
+            "protocol": protocol, "data": "imagenet", "count": 50_000,
             "members": [{"workdir": member, "step": 0, "scales": scales} for member in members or [str(workdir)]],
             "top1_error": top1, "top5_error": top5,
         }
@@ -105,6 +106,7 @@ def test_table6(runs):
         "date": "2023-11-14",
     }  # fmt: skip
     assert imported["error, ours"] == "8.27"
+    assert imported["device"] == "1 core of Xeon"
     assert imported["steps"] == "imported from resnet20.th, not trained here"
     finished, begun = rows_of(table, "ResNet", "110")
     assert finished["error, ours"] == "6.40 (6.60 ± 0.20)"
@@ -151,7 +153,7 @@ def test_table5(runs, tmp_path):
     assert row["networks"] == "2: imagenet_resnet50, imagenet_resnet34B"
     empty = make("table5", tmp_path)
     assert rows_of(empty, "ResNet (ILSVRC'15)")[0]["top-5 error, ours (validation)"] == ""
-    assert len(empty.commands) == 8
+    assert len(empty.commands) == 7  # of 18, 34 (A, B, C), 50, 101 and 152 layers
 
 
 def test_table1():
@@ -162,6 +164,7 @@ def test_table1():
     assert rows_of(table, "conv1")[0]["34-layer"] == "7x7, 64, stride 2"
     assert rows_of(table, "conv4_x")[0]["152-layer"] == "[1x1, 256; 3x3, 256; 1x1, 1024] x36"
     assert rows_of(table, "FLOPs, ours")[0]["50-layer"] == "3,857,973,248"
+    assert rows_of(table, "FLOPs, ours")[0]["34-layer"] == "3,644,493,824"
     assert rows_of(table, "parameters, ours")[0]["101-layer"] == "44,549,160"
 
 
