@@ -16,7 +16,6 @@ from resnet_jax.paper.runs import Run, Runs
 from resnet_jax.views import ProtocolName
 
 _ROOT = Path(resnet_jax.__file__).parents[1]  # of the repository, where train.py and configs/ are
-_TEST_IMAGES = {"cifar10": 10_000, "imagenet": 50_000}
 # Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
 _VIEWS = {"single": 1, "10crop": 10, "multiscale": 2 * sum((scale / 224) ** 2 for scale in (224, 256, 384, 480, 640))}
 _BACKWARD = 3  # a training step takes about three times the multiply-adds of the forward pass
@@ -57,7 +56,7 @@ def missing_commands(
         measured = run.responses if responses else None
         if responses and run.step and (measured is None or measured.step < _saved(run)):
             measure = ("-m", "resnet_jax", "responses", str(run.workdir), *_data(data_dir))
-            commands.append(Command(measure, network.multiply_adds * _TEST_IMAGES[network.config.data.name]))
+            commands.append(Command(measure, network.multiply_adds * network.test_images))
     return commands
 
 
@@ -81,7 +80,7 @@ def _train_command(network: Network, seed: int, runs: Runs, data_dir: str | None
 def evaluation_command(members: Sequence[Run], protocol: ProtocolName, data_dir: str | None) -> Command:
     """Test a network or an ensemble."""
     arguments = ("eval.py", *(str(run.workdir) for run in members), "--protocol", protocol, *_data(data_dir))
-    images = sum(run.network.multiply_adds * _TEST_IMAGES[run.network.config.data.name] for run in members)
+    images = sum(run.network.multiply_adds * run.network.test_images for run in members)
     return Command(arguments, images * _VIEWS[protocol])
 
 

@@ -54,6 +54,11 @@ class Network:
         return self.config.data.name == "cifar10"
 
     @property
+    def test_images(self) -> int:
+        """CIFAR-10's test set, or ImageNet's validation set."""
+        return 10_000 if self.is_cifar else 50_000
+
+    @property
     def multiply_adds(self) -> float:
         """Of an image, about."""
         depth = self.config.model.depth

@@ -46,7 +46,7 @@ class Run:
       network: whose recipe it follows, or whose weights were imported.
       source: file that the weights were imported from; None if they were trained here.
       records: of metrics.jsonl.
-      evaluations: of evaluations.jsonl.
+      evaluations: of evaluations.jsonl, those on all test images.
     """
 
     workdir: Path
@@ -110,8 +110,8 @@ class Runs:
 
     Attributes:
       root: the folder.
-      found: the runs of the paper's networks, by workdir.
-      left_out: a line for each other work directory: what it is and why it does not count.
+      found: the runs of the paper's networks.
+      left_out: a line for each work directory or evaluation that does not count: why.
     """
 
     root: Path
@@ -142,35 +142,46 @@ def find_runs(root: Path) -> Runs:
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}: --runs must name the folder that holds the work directories")
-    found, left_out = [], []
+    found: dict[object, Run] = {}
+    left_out: list[str] = []
+    candidates: list[Run] = []
     for path in sorted(root.rglob("config.json")):
-        workdir = path.parent
-        if workdir.name.endswith(".new"):
+        if path.parent.name.endswith(".new"):
             continue  # being written
         try:
-            run, why_not = _read(workdir)
+            candidates.append(_read(path.parent, left_out))
         except UserError as error:
-            run, why_not = None, str(error)
-        if run:
-            found.append(run)
-        else:
-            left_out.append(f"{workdir} does not count: {why_not}")
-    return Runs(root, tuple(found), tuple(left_out))
+            left_out.append(f"{path.parent} does not count: {error}")
+    for run in sorted(candidates, key=lambda run: -run.step):
+        key = run.workdir if run.source else (run.network, run.config.run.seed)
+        first = found.setdefault(key, run)
+        if first is not run:  # they would be no independent runs
+            left_out.append(f"{run.workdir} does not count: {first.workdir} has the same seed")
+    return Runs(root, tuple(found.values()), tuple(left_out))
 
 
-def _read(workdir: Path) -> tuple[Run | None, str]:
-    """Return the run, or None and why it is none of the paper's."""
+def _read(workdir: Path, left_out: list[str]) -> Run:
+    """Return the run; evaluations that do not count are named in `left_out`.
+
+    Raises:
+      UserError: it is none of the paper's, or damaged.
+    """
     config, source = load_config(workdir), read_source(workdir)
     network = next((network for network in NETWORKS.values() if network.is_of(config)), None)
     if network is None:
         model = config.model
-        return (
-            None,
-            f"{model.family} {model.depth}, shortcut {model.shortcut}, on {config.data.name} is not in the paper",
-        )
+        described = f"{model.family} {model.depth}, shortcut {model.shortcut}, on {config.data.name}"
+        raise UserError(f"{described} is not in the paper")
     if source is None and (deviation := network.deviation(config)):
-        return None, f"not the paper's recipe: {deviation}"
-    return Run(workdir, config, network, source, read_records(workdir), read_evaluations(workdir)), ""
+        raise UserError(f"not the paper's recipe: {deviation}")
+    evaluations = []
+    for record in read_evaluations(workdir):
+        if record["count"] == network.test_images:
+            evaluations.append(record)
+        else:
+            images = f"{record['count']:,} of {network.test_images:,} test images"
+            left_out.append(f"an evaluation of {workdir} does not count: {images}")
+    return Run(workdir, config, network, source, read_records(workdir), evaluations)
 
 
 def describe_device(record: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def write_run(root, name, *, folder=None, seed=0, train=(), test=(), source=None
     lines = [
         {
             "time": DAY if members else DAY + i, "platform": "cpu", "device": "Xeon", "devices": 1,
-            "protocol": protocol, "data": "imagenet", "count": 50_000,
+            "protocol": protocol, "data": "imagenet", "count": 10_000 if name.startswith("cifar") else 50_000,
             "members": [{"workdir": member, "step": 0, "scales": scales} for member in members or [str(workdir)]],
             "top1_error": top1, "top5_error": top5,
         }
@@ -286,3 +286,16 @@ def test_a_damaged_work_directory_is_named_and_left_out(tmp_path):
     workdir = write_run(tmp_path, "cifar10_plain20", test=[(64_000, 9.0)])
     (workdir / "config.json").write_text("{")
     assert any(f"{workdir} does not count: " in note for note in make("table6", tmp_path).notes)
+
+
+def test_two_runs_of_one_seed_and_evaluations_of_some_images_do_not_count(tmp_path):
+    for folder, step in (("a", 32_000), ("b", 64_000), ("c", 64_000)):
+        write_run(tmp_path, "cifar10_plain20", folder=folder, test=[(step, 9.0)])
+    workdir = write_run(tmp_path, "imagenet_resnet50", source="x.pth", evaluations=[("10crop", [256], 1.0, 1.0, None)])
+    records = (workdir / "evaluations.jsonl").read_text()
+    (workdir / "evaluations.jsonl").write_text(records.replace("50000", "100"))
+    figure, table = make("figure1", tmp_path), make("table3", tmp_path)
+    assert [row[0] for row in figure.rows] == ["plain-20"]
+    assert f"{tmp_path / 'a'} does not count: {tmp_path / 'b'} has the same seed" in figure.notes
+    assert rows_of(table, "ResNet-50")[0]["top-1 error, ours"] == ""
+    assert f"an evaluation of {workdir} does not count: 100 of 50,000 test images" in table.notes
