@@ -38,6 +38,9 @@ def main(args: Sequence[str]) -> int:
     options = make_parser().parse_args(args)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {options.batch_size}")
+    predictions: Path | None = options.save_predictions
+    if predictions and not predictions.parent.is_dir():
+        raise UserError(f"--save-predictions: there is no folder {predictions.parent}")
     from resnet_jax.evaluate import evaluate, record  # here, so that --help and mistakes answer at once
 
     evaluation = evaluate(
@@ -48,8 +51,8 @@ def main(args: Sequence[str]) -> int:
         step=options.step,
         batch_size=options.batch_size,
     )
-    if options.save_predictions:
-        evaluation.save_predictions(options.save_predictions)
+    if predictions:
+        evaluation.save_predictions(predictions)
     result = evaluation.to_dict()
     steps = "step" if len(evaluation.members) == 1 else f"ensemble of {len(evaluation.members)}, steps"
     print(f"{steps} {', '.join(str(member.step) for member in evaluation.members)}: ", end="")

@@ -171,11 +171,14 @@ def _responses(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    path = options.out or options.workdir / "report.html"
+    if options.out and not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}")
     from resnet_jax.analysis.report import write_report
     from resnet_jax.evaluate import evaluate
 
     evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
-    path = write_report(options.workdir, evaluation, options.out or options.workdir / "report.html")
+    write_report(options.workdir, evaluation, path)
     print(f"wrote {path}")
     return 0
 

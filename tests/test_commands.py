@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -88,16 +89,26 @@ def test_train_on_two_devices_then_evaluate_on_one(tmp_path):
         ("-m resnet_jax paper table6 --budget 5", "--budget takes the minutes"),
         ("-m resnet_jax responses {tmp}/none", "is not a work directory"),
         ("-m resnet_jax report {tmp}/none", "is not a work directory"),
+        ("-m resnet_jax report {tmp} --out {tmp}/no/page.html", "--out: there is no folder"),
+        ("eval.py {tmp} --save-predictions {tmp}/no/a.npz", "--save-predictions: there is no folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, command, message):
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, command, message):
     broken = tmp_path / "broken" / "cifar-10-batches-bin"
     broken.mkdir(parents=True)
     (broken / "test_batch.bin").write_bytes(b"too short")
-    result = run(*command.format(tmp=tmp_path).split())
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+    arguments = command.format(tmp=tmp_path).split()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", arguments[1 if arguments[0] == "-m" else 0 :])
+    with pytest.raises(SystemExit) as stop:  # in this process: a new one takes seconds
+        if arguments[0] == "-m":
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]

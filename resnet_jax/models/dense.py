@@ -15,6 +15,8 @@ from resnet_jax.models.vgg import POOLED_SIDE, VGG
 
 Size = tuple[int, int]
 
+_EXACT = jax.lax.Precision.HIGHEST  # a mean is not to be rounded to bfloat16 or TF32
+
 
 def dense_logits(
     model: ResNet | VGG, variables: Any, images: jax.Array, sizes: jax.Array | None, input_size: Size
@@ -62,7 +64,7 @@ def dense_logits(
     rows = _window_weights(extents[:, 0], height, feature_map.shape[1])
     columns = _window_weights(extents[:, 1], width, feature_map.shape[2])
     # Pool and last layer are linear: the mean over the positions of the pool goes first.
-    pooled = jnp.einsum("nhwc,nh,nw->nc", feature_map, rows, columns)
+    pooled = jnp.einsum("nhwc,nh,nw->nc", feature_map, rows, columns, precision=_EXACT)
     return _dense(variables["params"]["fc"], pooled)
 
 
@@ -133,7 +135,9 @@ def _slide_vgg(params: Any, feature_map: jax.Array, extents: jax.Array) -> jax.A
         (jnp.arange(n) < extents[:, i, None] - POOLED_SIDE + 1).astype(jnp.float32)
         for i, n in enumerate((height, width))
     )
-    return jnp.einsum("nhwk,nh,nw->nk", logits, rows, columns) / (rows.sum(1) * columns.sum(1))[:, None]
+    return (
+        jnp.einsum("nhwk,nh,nw->nk", logits, rows, columns, precision=_EXACT) / (rows.sum(1) * columns.sum(1))[:, None]
+    )
 
 
 def _dense(params: Any, x: jax.Array) -> Any:
