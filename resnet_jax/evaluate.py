@@ -140,7 +140,7 @@ class Evaluation:
 
 
 def evaluate(
-    workdirs: Sequence[Path],
+    workdirs: Sequence[str | Path],
     *,
     protocol: ProtocolName = "single",
     scales: tuple[int, ...] | None = None,
@@ -163,21 +163,22 @@ def evaluate(
     """
     if step is not None and len(workdirs) > 1:
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
-    configs = [load_config(workdir) for workdir in workdirs]  # first: it tells a mistake at once
+    folders = [Path(workdir) for workdir in workdirs]
+    configs = [load_config(folder) for folder in folders]  # first: it tells a mistake at once
     runtime.configure()
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
     test = load_test_images(configs[0].data.name, data_dir or configs[0].data.dir)
     members, probabilities = [], np.zeros((len(test), len(test.class_names)))
-    for workdir, config in zip(workdirs, configs, strict=True):
-        trained = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+    for folder, config in zip(folders, configs, strict=True):
+        trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)
         check_classes(trained.config.inputs, test)
         of_member = _protocol(trained, protocol, scales)
         size = batch_size or config.data.eval_batch_size
         probabilities += predict(trained, test.images, of_member, batch_size=size)
-        members.append(Member(workdir, trained.config.step, of_member))
-    return Evaluation(tuple(members), test, probabilities / len(workdirs))
+        members.append(Member(folder, trained.config.step, of_member))
+    return Evaluation(tuple(members), test, probabilities / len(members))
 
 
 def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None) -> Protocol:

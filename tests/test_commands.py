@@ -99,12 +99,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, co
     (broken / "test_batch.bin").write_bytes(b"too short")
     arguments = command.format(tmp=tmp_path).split()
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", arguments[1 if arguments[0] == "-m" else 0 :])
+    if arguments[0] == "-m":
+        del arguments[0]
+    monkeypatch.setattr(sys, "argv", arguments)
+    start = runpy.run_module if arguments[0] == "resnet_jax" else runpy.run_path
     with pytest.raises(SystemExit) as stop:  # in this process: a new one takes seconds
-        if arguments[0] == "-m":
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(arguments[0], run_name="__main__")
+        start(arguments[0], run_name="__main__")
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err

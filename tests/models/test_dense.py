@@ -23,7 +23,7 @@ def imagenet(block, **options):
     ("model", "input_size", "window", "sizes"),
     [
         (SMALL, (8, 12), (4, 6), [(8, 12), (13, 17)]),
-        (imagenet("basic", shortcut="A", pool_padding="caffe", scan_blocks=True), (32, 32), (4, 4), [(33, 46)]),
+        (imagenet("basic", shortcut="A", pool_padding="caffe", scan_blocks=True), (32, 32), (4, 4), [(35, 48)]),
         (imagenet("bottleneck", shortcut="B", pool_padding="torch", stride_on="3x3"), (32, 32), (4, 4), [(34, 43)]),
     ],
 )
