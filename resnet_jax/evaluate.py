@@ -15,6 +15,7 @@ import numpy as np
 from resnet_jax import runtime
 from resnet_jax.data import TestImages, load_test_images
 from resnet_jax.errors import UserError
+from resnet_jax.files import read_records, replacing
 from resnet_jax.logs import environment
 from resnet_jax.predict import predict
 from resnet_jax.trained import Trained, load
@@ -123,20 +124,14 @@ class Evaluation:
         Raises:
           UserError: it cannot be written.
         """
-        partial = path.with_name(path.name + ".new")
-        try:
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    ids=np.array(self.test.ids),
-                    labels=self.test.labels,
-                    class_names=np.array(self.test.class_names),
-                    probabilities=self.probabilities.astype(np.float32),
-                )
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                ids=np.array(self.test.ids),
+                labels=self.test.labels,
+                class_names=np.array(self.test.class_names),
+                probabilities=self.probabilities.astype(np.float32),
+            )
 
 
 def evaluate(
@@ -208,12 +203,5 @@ def record(evaluation: Evaluation) -> None:
 
 
 def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
-    """Return what record() has written, in order; lines cut short by a crash are left out."""
-    path = workdir / RECORDS
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    """Return what record() has written, in order."""
+    return read_records(workdir / RECORDS)

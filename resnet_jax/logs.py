@@ -14,22 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from resnet_jax import runtime
+from resnet_jax import files, runtime
 from resnet_jax.metrics import Metrics
 
 FILE_NAME = "metrics.jsonl"
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl in order; a last line cut short by a crash is left out."""
-    path = workdir / FILE_NAME
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    """Return the records of metrics.jsonl in order."""
+    return files.read_records(workdir / FILE_NAME)
 
 
 class RunLog:
@@ -44,8 +37,8 @@ class RunLog:
         """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped."""
         records = [record for record in read_records(workdir) if record["step"] <= step]
         kept = "".join(json.dumps(record) + "\n" for record in records)
-        (workdir / (FILE_NAME + ".new")).write_text(kept)
-        (workdir / (FILE_NAME + ".new")).replace(workdir / FILE_NAME)
+        with files.replacing(workdir / FILE_NAME) as partial:
+            partial.write_text(kept)
         self._file = (workdir / FILE_NAME).open("a", buffering=1)  # a line at a time
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
         self._console = Console(highlight=False)

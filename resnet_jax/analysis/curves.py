@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resnet_jax.files import replacing
 from resnet_jax.logs import read_records
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -30,9 +31,8 @@ def plot_curves(workdir: Path, title: str) -> Path:
     draw_curves(axes, records, "error")
     axes.set(title=title, ylabel="error (%)")
     path = workdir / "curves.png"
-    partial = workdir / "curves.png.new"  # a reader never sees half a picture
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")
     return path
 
 

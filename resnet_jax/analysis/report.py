@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import io
@@ -32,8 +31,8 @@ from resnet_jax.analysis.mistakes import (
     worst_mistakes,
 )
 from resnet_jax.config import Config, ModelConfig
-from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation
+from resnet_jax.files import replacing
 from resnet_jax.logs import read_records
 from resnet_jax.workdir import load_config, read_source
 
@@ -77,14 +76,8 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
         sessions=_sessions(records),
         versions=_versions(),
     )
-    partial = path.with_name(path.name + ".new")  # a reader never sees half a page
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a file name may hold what is not UTF-8
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 

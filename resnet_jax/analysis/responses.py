@@ -22,6 +22,7 @@ from resnet_jax import runtime, trained
 from resnet_jax.data import load_test_images
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import for_this_backend
+from resnet_jax.files import replacing
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.predict import read_views
 from resnet_jax.views import make_protocol
@@ -219,12 +220,8 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
         batch_size=config.data.eval_batch_size,
         step=found.step,
     )
-    partial = workdir / f"{_FILE}.new"  # a reader never sees half a file
-    try:
+    with replacing(workdir / _FILE) as partial:
         partial.write_text(json.dumps(responses.to_dict(), indent=2) + "\n")
-        partial.replace(workdir / _FILE)
-    except OSError as error:
-        raise UserError(f"cannot write {workdir / _FILE}: {error.strerror}") from error
     return responses
 
 

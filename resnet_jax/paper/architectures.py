@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from resnet_jax.analysis.summary import Layer, Summary, summarize
 from resnet_jax.models import create_model
 from resnet_jax.paper.artefact import Artefact
@@ -10,10 +12,7 @@ from resnet_jax.paper.artefact import Artefact
 def make_table1() -> Artefact:
     """Return the architectures, read off our networks, with the paper's FLOPs beside ours."""
     paper = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
-    summaries = {}
-    for depth in paper:
-        model = create_model(f"resnet{depth}", shortcut="A" if depth < 50 else "B")
-        summaries[depth] = summarize(f"resnet{depth}", model, 224)
+    summaries = {depth: _summarize(depth) for depth in paper}
     rows: list[tuple[str, ...]] = []
     for stage in range(1, 6):
         layers = [_of_stage(summary, stage) for summary in summaries.values()]
@@ -30,6 +29,12 @@ def make_table1() -> Artefact:
         " convolutions and fully-connected layers, projections included; docs/networks.md explains the differences."
     ]
     return Artefact("table1", "Table 1: architectures for ImageNet", columns, rows, notes, [])
+
+
+@functools.cache
+def _summarize(depth: int) -> Summary:
+    name = f"resnet{depth}"
+    return summarize(name, create_model(name, shortcut="A" if depth < 50 else "B"), 224)
 
 
 def _of_stage(summary: Summary, stage: int) -> list[Layer]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
+from resnet_jax.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,23 +94,19 @@ class Artefact:
         Raises:
           UserError: they cannot be written.
         """
-        paths = []
-        suffixes = ["md", "csv", *(["png", "svg"] if self.figure else [])]
+        contents = {"md": self.to_markdown(), "csv": self.to_csv()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for suffix in suffixes:
-                path = folder / f"{self.name}.{suffix}"
-                partial = path.with_name(path.name + ".new")
-                if suffix == "md":
-                    partial.write_text(self.to_markdown())
-                elif suffix == "csv":
-                    partial.write_text(self.to_csv())
+        except OSError as error:
+            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+        paths = [folder / f"{self.name}.{suffix}" for suffix in (*contents, *(["png", "svg"] if self.figure else []))]
+        for path in paths:
+            suffix = path.suffix[1:]
+            with replacing(path) as partial:
+                if suffix in contents:
+                    partial.write_text(contents[suffix])
                 elif self.figure:
                     # No date inside: the same runs make the same files.
                     metadata = {"Date": None} if suffix == "svg" else {"Software": None}
                     self.figure.savefig(partial, format=suffix, dpi=150, metadata=metadata)
-                partial.replace(path)
-                paths.append(path)
-        except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
         return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -64,8 +65,9 @@ class Network:
         depth = self.config.model.depth
         return 1e9 * (_MULTIPLY_ADDS_OF_A_CIFAR_LAYER * depth if self.is_cifar else _MULTIPLY_ADDS[depth])
 
+    @functools.cached_property
     def parameters(self) -> int:
-        """Count the parameters; nothing is computed."""
+        """How many; nothing is computed for it."""
         config = dataclasses.replace(self.config.model, scan_blocks=self.config.model.family != "vgg")
         model = build_model(config, 10 if self.is_cifar else 1000)
         side = 32 if self.is_cifar else 224

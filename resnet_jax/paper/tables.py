@@ -99,7 +99,7 @@ def _table6() -> list[_Line]:
     lines = [_Line((method, layers, params, ""), (error,)) for method, layers, params, error in others]
     for depth, params, error in ours:
         network = NETWORKS[f"cifar10_resnet{depth}"]
-        lines.append(_Line(("ResNet", str(depth), params, f"{network.parameters():,}"), (error,), network))
+        lines.append(_Line(("ResNet", str(depth), params, f"{network.parameters:,}"), (error,), network))
     return lines
 
 

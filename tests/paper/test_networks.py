@@ -28,7 +28,7 @@ def test_every_cifar_network_has_a_file():
 
 def test_parameters():
     exact = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
-    assert {depth: NETWORKS[f"cifar10_resnet{depth}"].parameters() for depth in exact} == exact
+    assert {depth: NETWORKS[f"cifar10_resnet{depth}"].parameters for depth in exact} == exact
 
 
 def test_what_makes_another_experiment():
