@@ -150,8 +150,8 @@ def _paper(options: argparse.Namespace) -> int:
         options.runs.mkdir(parents=True, exist_ok=True)
         fill(current, options.budget, lambda line: print(line, flush=True))
     artefact = current()
-    print(artefact.to_text())
     written = artefact.write(options.out or options.runs / "paper")
+    print(artefact.to_text())
     print(f"\nwrote {', '.join(map(str, written))}")
     return 0
 

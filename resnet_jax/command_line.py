@@ -8,7 +8,9 @@ import dataclasses
 import importlib.util
 import io
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,10 +26,15 @@ def run_command(command: Callable[[Sequence[str]], int]) -> None:
     """Call command(arguments) and exit with its code; a CommandError is printed as one line."""
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is meant to be so
     try:
-        sys.exit(command(sys.argv[1:]))
+        code = command(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
     except CommandError as error:
         print(f"error: {error}" if error.exit_code <= 2 else error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell reports SIGINT
 

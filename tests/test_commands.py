@@ -112,3 +112,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, co
     assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-m", "resnet_jax", "summary", "resnet20"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as head does
+        assert process.stderr.read() == b""
+    assert process.returncode == 141  # as a shell reports SIGPIPE

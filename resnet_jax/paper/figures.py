@@ -9,6 +9,7 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.analysis.responses import Responses
 from resnet_jax.paper.artefact import Artefact, Command
@@ -166,7 +167,7 @@ _RESPONSES = ("cifar10_plain20", "cifar10_plain56", "cifar10_resnet20", "cifar10
 
 def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
     """Draw the standard deviations of layer responses: in order (top), and in descending order (bottom)."""
-    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    figure = Figure(figsize=(8, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1)
     rows: list[tuple[str, ...]] = []
     measured: dict[Network, Responses] = {}
@@ -200,7 +201,8 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
         axes.grid(axis="y", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         if axes.lines:
-            axes.legend(frameon=False, loc="upper right", ncols=2)
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the many lines
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     unfinished = [network for network, responses in measured.items() if 0 < responses.step < network.steps]
     if unfinished:
         furthest = max(measured[network].step for network in unfinished)
