@@ -41,8 +41,10 @@ def main(args: Sequence[str]) -> int:
     predictions: Path | None = options.save_predictions
     if predictions and not predictions.parent.is_dir():
         raise UserError(f"--save-predictions: there is no folder {predictions.parent}")
-    from resnet_jax.evaluate import evaluate, record  # here, so that --help and mistakes answer at once
+    from resnet_jax import runtime  # here, so that --help and mistakes answer at once
+    from resnet_jax.evaluate import evaluate, record
 
+    runtime.configure()
     evaluation = evaluate(
         options.workdirs,
         protocol=options.protocol,

@@ -159,8 +159,10 @@ def _paper(options: argparse.Namespace) -> int:
 def _responses(options: argparse.Namespace) -> int:
     if options.step is not None and len(options.workdirs) > 1:
         raise UserError(f"--step goes with one work directory; got {len(options.workdirs)}")
+    from resnet_jax import runtime
     from resnet_jax.analysis.responses import measure_workdir, to_table
 
+    runtime.configure()
     for workdir in options.workdirs:
         responses = measure_workdir(workdir, data_dir=options.data_dir, step=options.step)
         if options.json:
@@ -174,9 +176,11 @@ def _report(options: argparse.Namespace) -> int:
     path = options.out or options.workdir / "report.html"
     if options.out and not path.parent.is_dir():
         raise UserError(f"--out: there is no folder {path.parent}")
+    from resnet_jax import runtime
     from resnet_jax.analysis.report import write_report
     from resnet_jax.evaluate import evaluate
 
+    runtime.configure()
     evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
     write_report(options.workdir, evaluation, path)
     print(f"wrote {path}")

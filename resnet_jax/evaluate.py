@@ -160,7 +160,7 @@ def evaluate(
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
     folders = [Path(workdir) for workdir in workdirs]
     configs = [load_config(folder) for folder in folders]  # first: it tells a mistake at once
-    runtime.configure()
+    runtime.configure(configs[0])
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")

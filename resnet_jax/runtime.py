@@ -16,8 +16,8 @@ from resnet_jax.config import Config
 def configure(config: Config | None = None) -> None:
     """Set JAX up for a run of `config`; call it before anything is computed. What the user has set stays.
 
-    - The cores of a CPU become devices, as many as the batch divides over, or all of them without a config: two
-      devices of one core make a step in less time than one of two (docs/performance.md).
+    - The cores of a CPU become devices, as many as the batch divides over, or all of them without a config (for a
+      program that only tests): two devices of one core take less time than one of two (docs/performance.md).
     - Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/resnet_jax, so that a second
       start is fast; JAX_ENABLE_COMPILATION_CACHE=0 turns that off.
     """

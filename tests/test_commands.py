@@ -44,7 +44,8 @@ def test_train_on_two_devices_then_evaluate_on_one(tmp_path):
     assert train.stderr == ""
 
     # The checkpoint of two devices is read on one.
-    evaluation = run("eval.py", workdir, "--json")
+    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    evaluation = run("eval.py", workdir, "--json", environment=one_device)
     assert evaluation.returncode == 0, evaluation.stderr
     assert evaluation.stderr == ""
     *table, last = evaluation.stdout.splitlines()
@@ -99,6 +100,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, co
     (broken / "test_batch.bin").write_bytes(b"too short")
     arguments = command.format(tmp=tmp_path).split()
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("resnet_jax.runtime.configure", lambda config=None: None)  # it would outlive the test
     if arguments[0] == "-m":
         del arguments[0]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -207,7 +207,7 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
       UserError: no work directory, no such checkpoint, no data, or the file cannot be written.
     """
     config = load_config(workdir)
-    runtime.configure()
+    runtime.configure(config)
     test = load_test_images(config.data.name, data_dir or config.data.dir)
     model, variables, found = trained.load(workdir, step=step, scan_blocks=config.model.scan_blocks)
     check_classes(found.inputs, test)
