@@ -52,6 +52,12 @@ def for_this_backend(model: Model) -> Model:
     return model.clone(conv_general_dilated=partial(cpu_conv.conv_general_dilated, parts=jax.device_count()))
 
 
+def make_shardings() -> tuple[NamedSharding, NamedSharding]:
+    """Return how arrays lie on all devices: whole on each, and divided along their first axis."""
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+
+
 def build_optimizer(config: OptimConfig) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Build SGD and its schedule.
 
@@ -153,9 +159,7 @@ class Experiment:
         self._init_key, data_key = jax.random.split(key)
         dropout_key = jax.random.fold_in(key, 2)
 
-        mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
-        self._replicated = NamedSharding(mesh, PartitionSpec())  # the state, and the data set
-        by_image = NamedSharding(mesh, PartitionSpec("batch"))
+        self._replicated, by_image = make_shardings()  # the state and the data set; batches
         sampler = make_sampler(
             data_key,
             inputs.preprocessing,

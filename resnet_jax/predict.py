@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.dataset import Images
-from resnet_jax.experiment import for_this_backend
+from resnet_jax.experiment import for_this_backend, make_shardings
 from resnet_jax.models.dense import dense_logits
 from resnet_jax.runtime import cores
 from resnet_jax.trained import Trained, adopt_preprocessing
@@ -125,9 +124,7 @@ class _Logits:
     def __init__(self, trained: Trained, protocol: Protocol):
         self._trained, self._protocol = trained, protocol
         self._model = for_this_backend(trained.model)
-        mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
-        self._by_image = NamedSharding(mesh, PartitionSpec("batch"))
-        replicated = NamedSharding(mesh, PartitionSpec())
+        replicated, self._by_image = make_shardings()
         self._variables = jax.device_put(trained.variables, replicated)
         self._compute = jax.jit(self._of_views, out_shardings=replicated)
 

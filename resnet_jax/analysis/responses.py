@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnet_jax import runtime, trained
 from resnet_jax.data import load_test_images
 from resnet_jax.errors import UserError
-from resnet_jax.experiment import for_this_backend
+from resnet_jax.experiment import for_this_backend, make_shardings
 from resnet_jax.files import replacing
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.predict import read_views
@@ -166,10 +165,8 @@ def measure(
     Raises:
       ValueError: no images.
     """
-    devices = jax.device_count()
-    batch_size += -batch_size % devices
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=(AxisType.Auto,))
-    replicated, by_image = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
+    batch_size += -batch_size % jax.device_count()
+    replicated, by_image = make_shardings()
     moments = make_moments(for_this_backend(model))
 
     of_batch = jax.jit(
