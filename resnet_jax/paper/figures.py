@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 from typing import Any, Literal
 
 import matplotlib
@@ -221,7 +222,7 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
 
 def _statements(measured: dict[Network, Responses]) -> list[str]:
     """Check what the paper says of Fig. 7 on the networks that there are."""
-    means = {network.name.removeprefix("cifar10_"): responses.mean_std for network, responses in measured.items()}
+    by_name = {network.name.removeprefix("cifar10_"): responses for network, responses in measured.items()}
     statements = []
     for smaller, larger, claim in (
         ("resnet20", "plain20", "ResNets have generally smaller responses than their plain counterparts"),
@@ -229,8 +230,19 @@ def _statements(measured: dict[Network, Responses]) -> list[str]:
         ("resnet56", "resnet20", "the deeper ResNet has smaller magnitudes of responses"),
         ("resnet110", "resnet56", "the deeper ResNet has smaller magnitudes of responses"),
     ):
-        if smaller in means and larger in means:
-            holds = "holds here" if means[smaller] < means[larger] else "does not hold here"
-            numbers = f"{means[smaller]:.3f} ({smaller}), {means[larger]:.3f} ({larger})"
-            statements.append(f'"{claim}" {holds}: mean over the layers {numbers}.')
+        if smaller not in by_name or larger not in by_name:
+            continue
+        ours, theirs = by_name[smaller], by_name[larger]
+        means, medians = (
+            [function(r.stds) for r in (ours, theirs)] for function in (statistics.mean, statistics.median)
+        )
+        signs = {means[0] < means[1], medians[0] < medians[1]}
+        numbers = f"mean over the layers {means[0]:.3f} ({smaller}), {means[1]:.3f} ({larger})"
+        numbers += f", median {medians[0]:.3f}, {medians[1]:.3f}"
+        if len(ours.stds) == len(theirs.stds):  # networks of one depth: layer by layer
+            fewer = sum(a < b for a, b in zip(ours.stds, theirs.stds, strict=True))
+            signs.add(2 * fewer > len(ours.stds))
+            numbers += f"; smaller in {fewer} of {len(ours.stds)} layers"
+        verdict = "holds in part" if len(signs) == 2 else "holds" if True in signs else "does not hold"
+        statements.append(f'"{claim}" {verdict} here: {numbers}.')
     return statements

@@ -230,13 +230,15 @@ def test_figure7_and_its_statements(runs):
     assert lines_of(bottom)["ResNet-20"][0][2] == [(1, 0.5), (2, 0.4), (3, 0.3)]
     (statement,) = [note for note in figure.notes if "responses" in note]
     assert "ResNets have generally smaller responses than their plain counterparts" in statement
-    assert "holds here: mean over the layers 0.400 (resnet20), 1.033 (plain20)" in statement
+    numbers = "mean over the layers 0.400 (resnet20), 1.033 (plain20), median 0.400, 1.000; smaller in 3 of 3 layers"
+    assert statement.endswith(f"holds here: {numbers}.")
     assert f"python -m resnet_jax responses {runs / 'deep0'}" in map(str, figure.commands)
     assert not any("responses" in str(c) and "resnet20" in str(c) for c in figure.commands)
     path = runs / "cifar10_resnet20" / "responses.json"
     before = path.read_text()
-    path.write_text(before.replace("0.5", "3.5"))
-    assert "does not hold here: mean over the layers 1.400 (resnet20)" in "".join(make("figure7", runs).notes)
+    for stds, verdict in (("[9.0, 0.3, 0.4]", "holds in part here"), ("[9.0, 2.3, 0.4]", "does not hold here")):
+        path.write_text(before.replace("[0.5, 0.3, 0.4]", stds))
+        assert f"{verdict}: mean over the layers" in "".join(make("figure7", runs).notes)
     path.write_text(before)
 
 
