@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax import runtime
-from resnet_jax.data import TestImages, load_test_images
+from resnet_jax.data import LabelledImages, load_test_images
 from resnet_jax.errors import UserError
 from resnet_jax.files import read_records, replacing
 from resnet_jax.logs import environment
@@ -45,7 +45,7 @@ class Evaluation:
     """
 
     members: tuple[Member, ...]
-    test: TestImages
+    test: LabelledImages
     probabilities: np.ndarray
 
     @property

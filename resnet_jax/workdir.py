@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, difference, from_json, to_json
-from resnet_jax.data import Dataset, TestImages
+from resnet_jax.data import Dataset, LabelledImages
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.train_state import TrainState
@@ -91,7 +91,7 @@ def load_config(path: Path) -> Config:
     return from_json(text, str(path / "config.json"))
 
 
-def check_classes(inputs: Inputs, dataset: Dataset | TestImages) -> None:
+def check_classes(inputs: Inputs, dataset: Dataset | LabelledImages) -> None:
     """Raise UserError if a data set has other classes than the weights."""
     numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names
     if inputs.class_names not in (dataset.class_names, numbered):

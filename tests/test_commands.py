@@ -104,9 +104,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, co
     if arguments[0] == "-m":
         del arguments[0]
     monkeypatch.setattr(sys, "argv", arguments)
-    start = runpy.run_module if arguments[0] == "resnet_jax" else runpy.run_path
+    script = "resnet_jax/__main__.py" if arguments[0] == "resnet_jax" else arguments[0]
     with pytest.raises(SystemExit) as stop:  # in this process: a new one takes seconds
-        start(arguments[0], run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert message in printed.err

@@ -23,7 +23,7 @@ def commands():
                 yield pytest.param(words[1:], id=f"{path.name}: {' '.join(words[1:])}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     if words[0] == "train.py":

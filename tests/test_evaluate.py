@@ -10,7 +10,7 @@ from PIL import Image
 from slow_dense import random_variables
 
 from resnet_jax.config import Config, DataConfig, ModelConfig
-from resnet_jax.data import Dataset, Split, TestImages
+from resnet_jax.data import Dataset, LabelledImages, Split
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Member, evaluate, read_evaluations, record
@@ -87,7 +87,7 @@ def test_scales_of_each_member(workdirs):
 
 
 def made(probabilities, labels):
-    images = TestImages("made", np.zeros((len(labels), 1, 1, 3), np.uint8), np.array(labels), (), tuple("abcdefgh"))
+    images = LabelledImages("made", np.zeros((len(labels), 1, 1, 3), np.uint8), np.array(labels), (), tuple("abcdefgh"))
     return Evaluation((Member(None, 7, make_protocol("single", (8, 8))),), images, np.array(probabilities))
 
 

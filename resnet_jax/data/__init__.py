@@ -6,13 +6,13 @@ import difflib
 from pathlib import Path
 
 from resnet_jax.data.cifar10 import load_cifar10
-from resnet_jax.data.dataset import Dataset, Split, TestImages, split_validation
+from resnet_jax.data.dataset import Dataset, LabelledImages, Split, split_validation
 from resnet_jax.data.digits import load_digits
 from resnet_jax.data.image_folder import load_test_folder
 from resnet_jax.data.tfds_source import load_tfds
 from resnet_jax.errors import UserError
 
-__all__ = ["Dataset", "Split", "TestImages", "load_dataset", "load_test_images", "split_validation"]
+__all__ = ["Dataset", "LabelledImages", "Split", "load_dataset", "load_test_images", "split_validation"]
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
@@ -38,7 +38,7 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
     raise UserError(f"unknown data set {name!r}: choose digits, cifar10 or tfds:NAME{hint}")
 
 
-def load_test_images(name: str, data_dir: str | Path) -> TestImages:
+def load_test_images(name: str, data_dir: str | Path) -> LabelledImages:
     """Load the images that the data set `name` is tested on.
 
     Args:
@@ -48,4 +48,4 @@ def load_test_images(name: str, data_dir: str | Path) -> TestImages:
     Raises:
       UserError: an unknown name, or whatever its source finds wrong.
     """
-    return load_test_folder(data_dir) if name == "imagenet" else TestImages.of(load_dataset(name, data_dir))
+    return load_test_folder(data_dir) if name == "imagenet" else LabelledImages.of(load_dataset(name, data_dir))

@@ -50,7 +50,7 @@ class Images(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TestImages:
+class LabelledImages:
     """Images to test on, of any size.
 
     Attributes:
@@ -71,10 +71,10 @@ class TestImages:
         return len(self.labels)
 
     @staticmethod
-    def of(dataset: Dataset) -> TestImages:
+    def of(dataset: Dataset) -> LabelledImages:
         """Take the test split of a data set in memory."""
         ids = tuple(map(str, range(len(dataset.test))))
-        return TestImages(dataset.name, dataset.test.images, dataset.test.labels, ids, dataset.class_names)
+        return LabelledImages(dataset.name, dataset.test.images, dataset.test.labels, ids, dataset.class_names)
 
 
 def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Split:

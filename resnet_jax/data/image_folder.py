@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from resnet_jax.data.dataset import TestImages
+from resnet_jax.data.dataset import LabelledImages
 from resnet_jax.errors import UserError
 
 
@@ -34,7 +34,7 @@ class ImageFiles:
             raise UserError(f"cannot read the image {self._paths[index]}: {error}") from error
 
 
-def load_test_folder(data_dir: str | Path) -> TestImages:
+def load_test_folder(data_dir: str | Path) -> LabelledImages:
     """List the validation images DATA_DIR/val/CLASS/FILE; the classes are the folders, sorted by name.
 
     Raises:
@@ -54,4 +54,4 @@ def load_test_folder(data_dir: str | Path) -> TestImages:
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
     labels, paths = zip(*files, strict=True)
     ids = tuple(path.relative_to(root).as_posix() for path in paths)
-    return TestImages("imagenet", ImageFiles(paths), np.array(labels, np.int32), ids, tuple(classes))
+    return LabelledImages("imagenet", ImageFiles(paths), np.array(labels, np.int32), ids, tuple(classes))

@@ -86,5 +86,5 @@ def test_unknown_name(name: str, hint: str) -> None:
 
 
 def test_imagenet_says_what_can_be_done_instead() -> None:
-    with pytest.raises(UserError, match="ImageNet cannot be read yet"):
+    with pytest.raises(UserError, match="ImageNet cannot be trained on yet"):
         load_dataset("imagenet", "data")
