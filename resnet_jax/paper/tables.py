@@ -159,7 +159,7 @@ def make_results(name: str, runs: Runs, data_dir: str | None) -> Artefact:
 
 
 _HOW_TO_READ = (
-    "Ours is the error of the last step that was tested: no test image chose it. Several seeds are given as best (mean"
+    "Ours is the error of the last step that was tested, never of the best one. Several seeds are given as best (mean"
     " ± standard deviation, n-1)."
 )
 
