@@ -47,8 +47,8 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
         for of_views in np.asarray(on_device, np.float64):  # as they are, and mirrored
             np.add.at(totals, indices, _softmax(of_views[: len(indices)]))
 
-    for indices, batch in _batches(images, protocol, batch_size, jax.device_count()):
-        pending.append((indices, logits(batch)))
+    for batch in _batches(images, protocol, batch_size, jax.device_count()):
+        pending.append((batch.indices, logits(batch)))
         while len(pending) > _RUN_AHEAD:
             finish()
     while pending:
@@ -57,7 +57,7 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
 
 
 class _Batch:
-    """Views of one array size, and their sizes."""
+    """Views of one array size, their sizes, and the number of the image that each is of."""
 
     def __init__(self, capacity: int, size: Size):
         self.images = np.zeros((capacity, *size, 3), np.uint8)
@@ -75,8 +75,8 @@ class _Batch:
         return len(self.indices) == len(self.images)
 
 
-def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) -> Iterator[tuple[list[int], _Batch]]:
-    """Yield batches and the number of the image that each view is of; every view exactly once."""
+def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) -> Iterator[_Batch]:
+    """Yield batches that hold every view exactly once."""
     open_batches: dict[Size, _Batch] = {}
     input_area = protocol.input_size[0] * protocol.input_size[1]
     for index, image_views in enumerate(read_views(images, protocol)):
@@ -89,9 +89,8 @@ def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) 
             batch.add(index, view)
             if batch.full:
                 del open_batches[size]
-                yield batch.indices, batch
-    for batch in open_batches.values():
-        yield batch.indices, batch
+                yield batch
+    yield from open_batches.values()
 
 
 def read_views(images: Images, protocol: Protocol) -> Iterator[list[np.ndarray]]:

@@ -35,6 +35,11 @@ class Command:
         return "FILE" not in self.arguments
 
 
+def cheapest_first(commands: list[Command]) -> list[Command]:
+    """Sort commands by what they compute."""
+    return sorted(commands, key=lambda command: command.multiply_adds)
+
+
 @dataclasses.dataclass(frozen=True)
 class Artefact:
     """One table or figure.

@@ -8,16 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import resnet_jax
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.networks import Network
 from resnet_jax.paper.runs import Run, Runs
-from resnet_jax.views import ProtocolName
+from resnet_jax.views import ProtocolName, make_protocol
 
-_ROOT = Path(resnet_jax.__file__).parents[1]  # of the repository, where train.py and configs/ are
 # Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
-_VIEWS = {"single": 1, "10crop": 10, "multiscale": 2 * sum((scale / 224) ** 2 for scale in (224, 256, 384, 480, 640))}
+_SCALES = make_protocol("multiscale", (224, 224)).scales
+_VIEWS = {"single": 1, "10crop": 10, "multiscale": 2 * sum((scale / 224) ** 2 for scale in _SCALES)}
 _BACKWARD = 3  # a training step takes about three times the multiply-adds of the forward pass
 
 
@@ -97,11 +96,11 @@ def fill(make: Callable[[], Artefact], budget_minutes: float | None, say: Callab
       say: prints a line.
 
     Raises:
-      UserError: this is not the folder of the repository.
+      UserError: the current folder is not that of the repository.
       CommandError: a command failed.
     """
-    if not (_ROOT / "train.py").is_file():
-        raise UserError(f"--train runs train.py and configs/, and they are not in {_ROOT}")
+    if not Path("train.py").is_file():  # the commands, and the folders in them, are meant from there
+        raise UserError("--train runs train.py, which is not here: go to the folder of the repository")
     ends = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     tried: set[Command] = set()
     while left := [command for command in make().commands if command.complete and command not in tried]:
@@ -121,7 +120,7 @@ def fill(make: Callable[[], Artefact], budget_minutes: float | None, say: Callab
 
 def _run(command: Command, seconds: float | None) -> bool:
     """Run a command; return whether it came to its end within so many seconds."""
-    process = subprocess.Popen([sys.executable, *command.arguments], cwd=_ROOT)
+    process = subprocess.Popen([sys.executable, *command.arguments])
     try:
         code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.analysis.responses import Responses
-from resnet_jax.paper.artefact import Artefact, Command
+from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
 from resnet_jax.paper.commands import missing_commands
 from resnet_jax.paper.networks import NETWORKS, Network
 from resnet_jax.paper.runs import Run, Runs
@@ -125,7 +125,7 @@ def make_curves(name: str, runs: Runs, data_dir: str | None) -> Artefact:
         ("network", *_RUN_COLUMNS),
         rows or [("",) * (len(_RUN_COLUMNS) + 1)],
         [*notes, *runs.left_out],
-        sorted(commands, key=lambda command: command.multiply_adds),
+        cheapest_first(commands),
         figure,
         points,
     )
@@ -214,7 +214,7 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
         ("network", "steps", "3x3 layers", "mean std", "largest", "smallest", "test images"),
         rows or [("",) * 7],
         [*_statements(measured), *runs.left_out],
-        sorted(commands, key=lambda command: command.multiply_adds),
+        cheapest_first(commands),
         figure,
         points,
     )

@@ -82,6 +82,20 @@ class Network:
             getattr(config.model, name) == getattr(self.config.model, name) for name in same
         )
 
+    def difference(self, model: ModelConfig) -> str:
+        """Say in what the layers of an imported network differ from the paper's; nothing if they do not."""
+        matters = {
+            "zero_channels": model.shortcut == "A",
+            "stride_on": model.family == "imagenet" and model.depth >= 50,  # bottlenecks
+            "pool_padding": model.family == "imagenet",
+        }
+        differing = [
+            f"model.{name} is {getattr(model, name)}, not {getattr(self.config.model, name)}"
+            for name, does in matters.items()
+            if does and getattr(model, name) != getattr(self.config.model, name)
+        ]
+        return ", ".join(differing)
+
     def deviation(self, config: Config) -> str | None:
         """Name the first field in which a run is not the paper's experiment, or return None."""
         theirs = config

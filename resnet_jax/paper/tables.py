@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from resnet_jax.paper.artefact import Artefact, Command
+from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
 from resnet_jax.paper.commands import evaluation_command, missing_commands
 from resnet_jax.paper.networks import NETWORKS, Network
 from resnet_jax.paper.runs import Result, Run, Runs
@@ -155,7 +155,7 @@ def make_results(name: str, runs: Runs, data_dir: str | None) -> Artefact:
             commands += missing_commands(line.network, runs, data_dir, protocol=table.protocol)
     numbers = tuple(f"{error}, {whose}" for error in table.errors for whose in ("paper", "ours"))
     notes = [_HOW_TO_READ, *_notes(runs, [line.network for line in table.lines() if line.network])]
-    return Artefact(name, table.title, (*table.labels, *numbers, *_RUN_COLUMNS), rows, notes, _cheapest_first(commands))
+    return Artefact(name, table.title, (*table.labels, *numbers, *_RUN_COLUMNS), rows, notes, cheapest_first(commands))
 
 
 _HOW_TO_READ = (
@@ -198,15 +198,11 @@ def _notes(runs: Runs, networks: list[Network]) -> list[str]:
     return [
         *runs.left_out,
         *(
-            f"{run.workdir} was imported and differs from the paper's network: {deviation}."
+            f"{run.workdir} was imported and differs from the paper's network: {difference}."
             for run in imported
-            if (deviation := run.network.deviation(run.config))
+            if (difference := run.network.difference(run.config.model))
         ),
     ]
-
-
-def _cheapest_first(commands: list[Command]) -> list[Command]:
-    return sorted(commands, key=lambda command: command.multiply_adds)
 
 
 def make_table5(runs: Runs, data_dir: str | None) -> Artefact:
@@ -247,5 +243,5 @@ def make_table5(runs: Runs, data_dir: str | None) -> Artefact:
             " paper combines six networks of different depth and names only that two have 152 layers.",
             *runs.left_out,
         ],
-        _cheapest_first(commands),
+        cheapest_first(commands),
     )

@@ -1,14 +1,12 @@
 """paper --train: which commands run, in which order, and what the budget does to them."""
 
 import json
-import sys
 import textwrap
 import time
 
 import pytest
 
 from resnet_jax.errors import CommandError, UserError
-from resnet_jax.paper import commands
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.commands import fill
 
@@ -20,7 +18,7 @@ def artefact(*found):
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A train.py that notes its arguments; with "sleep" it waits for SIGTERM and then saves."""
-    monkeypatch.setattr(commands, "_ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(
         textwrap.dedent("""
         import json, signal, sys, time
@@ -82,7 +80,6 @@ def test_a_failure_ends_it(repository):
 
 
 def test_without_the_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr(commands, "_ROOT", tmp_path)
-    with pytest.raises(UserError, match=r"--train runs train.py and configs/, and they are not in"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--train runs train.py, which is not here"):
         fill(lambda: artefact(), None, print)
-    assert sys.executable

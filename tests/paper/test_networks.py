@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.command_line import load_config
-from resnet_jax.config import Config, DataConfig, OptimConfig, RunConfig
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.paper.networks import NETWORKS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -44,3 +44,15 @@ def test_what_makes_another_experiment():
     assert not NETWORKS["cifar10_plain20"].is_of(Config())
     labels = {name: NETWORKS[name].label for name in ("cifar10_plain56", "imagenet_resnet34B", "imagenet_vgg16")}
     assert list(labels.values()) == ["plain-56", "ResNet-34 B", "VGG-16"]
+
+
+def test_how_imported_layers_differ():
+    torchvision = ModelConfig(family="imagenet", stride_on="3x3", pool_padding="torch", shortcut="B", depth=50)
+    stride, pool = "model.stride_on is 3x3, not 1x1", "model.pool_padding is torch, not caffe"
+    assert NETWORKS["imagenet_resnet50"].difference(torchvision) == f"{stride}, {pool}"
+    basic = dataclasses.replace(torchvision, depth=34)
+    assert NETWORKS["imagenet_resnet34B"].difference(basic) == pool  # without bottlenecks the stride is elsewhere
+    authors = ModelConfig(family="imagenet", shortcut="B", depth=50)  # trained elsewhere: its BN groups do not matter
+    assert NETWORKS["imagenet_resnet50"].difference(authors) == ""
+    both = ModelConfig(zero_channels="both")
+    assert NETWORKS["cifar10_resnet20"].difference(both) == "model.zero_channels is both, not end"
