@@ -54,9 +54,11 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     name: str = "cifar10"
-    """digits, cifar10, or tfds:NAME for a set of TensorFlow Datasets with images of one size."""
+    """digits, cifar10, imagenet, folder (any other images in a folder for each class), or tfds:NAME for a set of
+    TensorFlow Datasets. Images of many sizes are read from the disk in training ("streamed"); others are kept on the
+    devices."""
     dir: str = "data"
-    """Folder of the data set; CIFAR-10 is downloaded into it where it holds none."""
+    """Folder of the data set, as it is or packed; CIFAR-10 is downloaded into it where it holds none."""
     batch_size: int = 128
     """Images in a training step, over all devices."""
     eval_batch_size: int = 500
@@ -70,17 +72,36 @@ class DataConfig:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Channel standard deviations to divide by; the paper does not divide."""
     padding: int = 4
-    """Zeros added on each side before the random crop, in pixels; 0: no crop."""
+    """Zeros added on each side before the random crop, in pixels; 0: no crop. Not for streamed images."""
     flip: bool = True
     """Mirror training images left to right at random."""
+    image_size: int = 224
+    """Height and width that streamed images are cropped to, in pixels."""
+    crop: Literal["scale", "area"] = "scale"
+    """Random crop of streamed images. scale: of the image resized to a random shorter side (Sec. 3.4); area: of a
+    random part of its area, 8 to 100 %, and a ratio of 3/4 to 4/3 (Szegedy et al. 2015)."""
+    shorter_side: tuple[int, int] = (256, 480)
+    """Range of the random shorter side of the crop "scale", in pixels, ends included."""
+    lighting: float = 0.0
+    """Standard deviation of the PCA colour augmentation of streamed images (Krizhevsky et al. 2012: 0.1); 0: none."""
+    workers: int | None = None
+    """Processes that decode streamed images, on each host; None: one a core; 0: threads of this process. It does not
+    change any result."""
+    max_broken: float = 0.1
+    """Unreadable training images, in % of all, that are skipped; more stop the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     learning_rate: float = 0.1
     """Rate until the first boundary."""
+    schedule: Literal["steps", "plateau", "cosine"] = "steps"
+    """steps: divide the rate by 10 at the boundaries; plateau: when the validation error no longer falls (needs
+    --data.validation-size); cosine: half a period of a cosine, to 0 at the last step."""
     boundaries: tuple[int, ...] = (32_000, 48_000)
-    """Steps at which the rate is divided by 10."""
+    """Steps at which the schedule "steps" divides the rate by 10."""
+    plateau_patience: int = 5
+    """Evaluations in a row without a lower validation error after which the schedule "plateau" divides the rate."""
     momentum: float = 0.9
     """Share of the old velocity (0 to 1)."""
     momentum_style: Literal["caffe", "torch"] = "caffe"
@@ -89,14 +110,20 @@ class OptimConfig:
     """L2 penalty, coupled: times the parameter it is added to the gradient."""
     weight_decay_on: Literal["all", "kernels"] = "all"
     """all parameters (Caffe), or kernels only: neither biases nor BN."""
-    warmup: Literal["none", "steps", "error"] = "none"
-    """steps: begin with so many steps at the warm-up rate; error: until the training error has come down."""
+    warmup: Literal["none", "steps", "error", "linear"] = "none"
+    """steps: begin with so many steps at the warm-up rate; error: until the training error has come down; linear:
+    raise the rate from 0 over so many steps."""
     warmup_learning_rate: float = 0.01
-    """Rate of the warm-up."""
+    """Rate of the warm-ups "steps" and "error"."""
     warmup_steps: int = 400
-    """Steps of the warm-up "steps"."""
+    """Steps of the warm-ups "steps" and "linear"."""
     warmup_error: float = 80.0
     """Training error in % (average of the recent batches) below which the warm-up "error" ends."""
+    label_smoothing: float = 0.0
+    """Share of the target probability that is spread over all classes (0 to 1); the paper has none."""
+    accumulation_steps: int = 1
+    """Parts that a batch is computed in, one after the other, to save memory: their gradients are averaged, and so are
+    their BN statistics. It changes no result beyond rounding if the parts are whole BN groups."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,17 +151,32 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostsConfig:
+    distributed: bool = False
+    """Run as one of several processes that Slurm, Open MPI, GKE or a TPU pod slice has started and describes in the
+    environment."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, for several processes that nothing describes; then the next two are needed too."""
+    processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
+    hosts: HostsConfig = HostsConfig()
 
 
 # What may differ when a run is resumed: none of it changes the parameters at a given step.
 _FREE_ON_RESUME = {
-    "model.scan_blocks", "model.remat", "data.dir", "data.eval_batch_size", "run.steps_per_dispatch",
-    "run.workdir", "run.steps", "run.log_every", "run.eval_every", "run.save_every", "run.keep",
+    "model.scan_blocks", "model.remat", "data.dir", "data.eval_batch_size", "data.workers", "data.max_broken",
+    "optim.accumulation_steps", "run.steps_per_dispatch", "run.workdir", "run.steps", "run.log_every",
+    "run.eval_every", "run.save_every", "run.keep",
 }  # fmt: skip
 
 
@@ -146,11 +188,15 @@ def check_config(config: Config) -> None:
     """
     at_least_one = [
         "data.batch_size", "data.eval_batch_size", "run.steps", "run.log_every", "run.eval_every",
-        "run.save_every", "run.keep", "run.steps_per_dispatch", "optim.warmup_steps",
+        "run.save_every", "run.keep", "run.steps_per_dispatch", "optim.warmup_steps", "optim.plateau_patience",
+        "optim.accumulation_steps", "data.image_size", "hosts.processes",
     ]  # fmt: skip
-    at_least_zero = ["data.validation_size", "data.padding", "optim.weight_decay", "run.seed", "data.split_seed"]
+    at_least_zero = [
+        "data.validation_size", "data.padding", "optim.weight_decay", "run.seed", "data.split_seed", "data.lighting",
+        "data.workers", "data.max_broken", "hosts.process_id",
+    ]  # fmt: skip
     positive = ["optim.learning_rate", "optim.warmup_learning_rate"]
-    shares = ["optim.momentum", "model.bn_decay"]
+    shares = ["optim.momentum", "model.bn_decay", "optim.label_smoothing"]
     for names, ok, range_text in (
         (at_least_one, lambda v: v >= 1, "at least 1"),
         (at_least_zero, lambda v: v >= 0, "at least 0"),
@@ -163,14 +209,38 @@ def check_config(config: Config) -> None:
                 raise UserError(f"--{name.replace('_', '-')} must be {range_text}; got {value}")
     if config.run.seed >= 2**32:
         raise UserError(f"--run.seed must be below 2^32; got {config.run.seed}")
-    group = config.model.bn_group_size
-    if group is not None and (group < 1 or config.data.batch_size % group):
+    _check_batch(config)
+    smallest, largest = config.data.shorter_side
+    if not config.data.image_size <= smallest <= largest:
         raise UserError(
-            f"a batch of {config.data.batch_size} (--data.batch-size) does not divide into BN groups of {group}:"
-            " choose another --model.bn-group-size, or None for the whole batch"
+            f"--data.shorter-side must be two increasing numbers, not below --data.image-size"
+            f" {config.data.image_size}; got {smallest} {largest}"
         )
+    if config.optim.schedule == "plateau" and not config.data.validation_size:
+        raise UserError(
+            "--optim.schedule plateau follows the validation error: hold images out with --data.validation-size"
+        )
+    given = [config.hosts.coordinator, config.hosts.processes, config.hosts.process_id]
+    if any(value is not None for value in given) and None in given:
+        raise UserError("--hosts.coordinator, --hosts.processes and --hosts.process-id go together")
     if min(config.data.std) <= 0:
         raise UserError(f"--data.std must be above 0; got {config.data.std}")
+
+
+def _check_batch(config: Config) -> None:
+    """Check that the batch divides into parts, and each of them into BN groups."""
+    batch, parts, group = config.data.batch_size, config.optim.accumulation_steps, config.model.bn_group_size
+    if batch % parts:
+        raise UserError(
+            f"a batch of {batch} (--data.batch-size) does not divide into {parts} parts (--optim.accumulation-steps)"
+        )
+    if group is not None and (group < 1 or batch // parts % group):
+        named = f"a batch of {batch}"
+        part = f"a part of {batch // parts} (--optim.accumulation-steps {parts})" if parts > 1 else named
+        raise UserError(
+            f"{part} (--data.batch-size) does not divide into BN groups of {group}:"
+            " choose another --model.bn-group-size, or None for the whole batch"
+        )
 
 
 def get_field(config: Config, name: str) -> Any:

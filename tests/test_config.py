@@ -121,7 +121,7 @@ def test_help_explains_every_field(capsys):
 def test_json_is_read_back():
     config = dataclasses.replace(Config(), data=dataclasses.replace(Config().data, mean=(0.5, 0.4, 0.25)))
     assert from_json(to_json(config), "here") == config
-    assert len(json.loads(to_json(config))["optim"]) == 10
+    assert json.loads(to_json(config))["optim"].keys() == {f.name for f in dataclasses.fields(config.optim)}
 
 
 def test_a_field_that_an_older_version_did_not_have_keeps_its_default():

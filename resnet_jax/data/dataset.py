@@ -97,16 +97,28 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source:
 
 
 def split_validation(dataset: Dataset, size: int, seed: int) -> Dataset:
-    """Move `size` random training images into `validation`; the paper's 45k/5k split (Sec. 4.2) is size 5000."""
-    if not 0 < size < len(dataset.train):
-        raise UserError(
-            f"--data.validation-size {size}: choose between 1 and {len(dataset.train) - 1}"
-            f" ({dataset.name} has {len(dataset.train)} training images)"
-        )
-    order = np.random.RandomState(seed).permutation(len(dataset.train))  # RandomState: frozen for ever by NumPy
+    """Move `size` random training images into `validation`; the paper's 45k/5k split (Sec. 4.2) is size 5000.
+
+    Raises:
+      UserError: there are not so many.
+    """
 
     def take(indices: np.ndarray) -> Split:
-        indices = np.sort(indices)
         return Split(dataset.train.images[indices], dataset.train.labels[indices])
 
-    return dataclasses.replace(dataset, train=take(order[size:]), validation=take(order[:size]))
+    validation, train = validation_indices(dataset.name, len(dataset.train), size, seed)
+    return dataclasses.replace(dataset, train=take(train), validation=take(validation))
+
+
+def validation_indices(name: str, images: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `size` of the training images of the data set `name` to hold out; return these and the others, ascending.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    if not 0 < size < images:
+        raise UserError(
+            f"--data.validation-size {size}: choose between 1 and {images - 1} ({name} has {images} training images)"
+        )
+    order = np.random.RandomState(seed).permutation(images)  # RandomState: frozen for ever by NumPy
+    return np.sort(order[:size]), np.sort(order[size:])
