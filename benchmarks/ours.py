@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import roofline
@@ -16,9 +15,10 @@ from benchmarks.jax_device import peak_device_bytes
 from benchmarks.peer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Prepared
 from resnet_jax import runtime
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from resnet_jax.data import Split
+from resnet_jax.data import Dataset, Split
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.experiment import Experiment
+from resnet_jax.feeds import ResidentFeed
 from resnet_jax.workdir import Inputs
 
 _CIFAR_IMAGES = 50_000  # as in training: the order of an epoch is drawn over so many
@@ -61,43 +61,42 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     # The mean of uniform bytes, as the per-pixel mean that training takes by default.
     preprocessing = Preprocessing(np.full(shape, 0.5, np.float32), np.ones(3, np.float32))
     inputs = Inputs(shape, tuple(f"class {number}" for number in range(case.num_classes)), preprocessing)
-    experiment = Experiment(config, inputs, num_images=num_images)
+    experiment = Experiment(config, inputs)
+    split = Split(images, labels)
+    feed = ResidentFeed(experiment, Dataset("made up", split, split, inputs.class_names))
     state = experiment.initial_state()
-    split = experiment.put(Split(images, labels))
     settings = {"devices": f"{jax.device_count()} {jax.default_backend()}"}
     if case.kind == "inference":
-        return _prepare_inference(case, experiment, state, split, settings)
+        return _prepare_inference(case, feed, state, settings)
 
     began = time.perf_counter()
-    train_steps = experiment.train_steps.lower(state, split, jnp.int32(1)).compile()
+    feed.begin(state)
     compile_seconds = time.perf_counter() - began
-    settings["steps per dispatch"] = str(experiment.most_steps)
+    settings["steps per dispatch"] = str(feed.most_steps)
 
     def run(steps: int) -> None:
         nonlocal state
-        dispatches = [experiment.most_steps] * (steps // experiment.most_steps)
-        if rest := steps % experiment.most_steps:
+        dispatches = [feed.most_steps] * (steps // feed.most_steps)
+        if rest := steps % feed.most_steps:
             dispatches.append(rest)
         reports = []
         for count in dispatches:
-            state, report = train_steps(state, split, jnp.int32(count))
+            state, report = feed.train(state, count)
             reports.append(report.steps)
         jax.block_until_ready(state)
         if sum(map(int, reports)) != steps:  # a loop on the device ends where the loss is not finite
             raise FloatingPointError("the loss is not finite")
 
-    measure = partial(roofline.measure, case, train_steps)
+    measure = partial(roofline.measure, case, feed.program)
     return Prepared(run, 1, compile_seconds, peak_device_bytes, settings, measure)
 
 
-def _prepare_inference(
-    case: Case, experiment: Experiment, state: Any, split: Any, settings: dict[str, str]
-) -> Prepared:
+def _prepare_inference(case: Case, feed: ResidentFeed, state: Any, settings: dict[str, str]) -> Prepared:
     """Evaluate a split of `pool_batches` batches; a call is one dispatch and returns sums on the host."""
 
     def run(calls: int) -> None:
         for _ in range(calls):
-            experiment.evaluate(state, split)
+            feed.evaluate(state, "test")
 
     seconds = []
     for _ in range(2):  # the first call compiles

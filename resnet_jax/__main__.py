@@ -1,4 +1,4 @@
-"""python -m resnet_jax summary|import|export|paper|responses|report ..."""
+"""python -m resnet_jax summary|import|export|data|paper|responses|report ..."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.data.commands import add_commands as add_data_commands
 from resnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def make_parser() -> ArgumentParser:
         help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours",
     )
     command.set_defaults(run=_export)
+
+    add_data_commands(commands)
 
     command = commands.add_parser("paper", help="a table or figure of the paper, filled from runs")
     command.add_argument(

@@ -294,11 +294,27 @@ def _items(data: Any, known: typing.Collection[str]) -> list[tuple[str, Any]]:
 
 def difference(old: Config, new: Config) -> str | None:
     """Name the first field that makes `new` another experiment than `old`, or None."""
+    bound = _bound_on_resume(new)
     for name in field_names():
         before, now = get_field(old, name), get_field(new, name)
-        if before != now and name not in _FREE_ON_RESUME:
-            return f"{name} is {before} there and {now} here"
+        if before != now and (name in bound or name not in _FREE_ON_RESUME):
+            reason = f", which {bound[name]} depends on" if name in bound else ""
+            return f"{name} is {before} there and {now} here{reason}"
     return None
+
+
+def _bound_on_resume(config: Config) -> dict[str, str]:
+    """Name fields of _FREE_ON_RESUME that change the parameters with this configuration, and through what."""
+    bound = {}
+    if config.optim.schedule == "cosine":
+        bound["run.steps"] = "the schedule cosine"
+    if config.optim.schedule == "plateau":
+        bound["run.eval_every"] = "the schedule plateau"
+    if config.model.bn_group_size is None:  # each part has BN statistics of its own
+        bound["optim.accumulation_steps"] = "BN without groups"
+    if config.model.family == "vgg":  # each part draws its own numbers
+        bound["optim.accumulation_steps"] = "dropout"
+    return bound
 
 
 def field_names() -> list[str]:

@@ -19,6 +19,10 @@ class DivergedError(CommandError):
     """The loss or the gradient of a run is not a finite number."""
 
 
+class BrokenDataError(CommandError):
+    """Too many images of a data set cannot be read."""
+
+
 class Interrupted(CommandError):
     """A signal ended a run, which is saved; the exit code is the shell's for that signal."""
 

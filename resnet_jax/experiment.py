@@ -1,31 +1,27 @@
-"""Put a configuration's pieces together: data on the devices, model, optimizer, steps."""
+"""Put a configuration's pieces together: data, model, optimizer, steps."""
 
 from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import Config, ModelConfig, OptimConfig
-from resnet_jax.data import Dataset, Split, load_dataset, split_validation
-from resnet_jax.data.pipeline import (
-    DeviceSplit,
-    Preprocessing,
-    make_sampler,
-    make_take_batch,
-    per_pixel_mean,
-)
+from resnet_jax.data import Dataset, load_dataset, split_validation
+from resnet_jax.data.encoded import AnyDataset, StreamedDataset, split_streamed_validation
+from resnet_jax.data.pipeline import Preprocessing, per_pixel_mean
+from resnet_jax.data.statistics import load_statistics
 from resnet_jax.errors import UserError
-from resnet_jax.metrics import Metrics
 from resnet_jax.models import VGG, Model, ResNet, build, cpu_conv
 from resnet_jax.models.stacking import init_variables
-from resnet_jax.optim import sgd, step_schedule, warm_up_until_error
-from resnet_jax.steps import make_eval_step, make_eval_steps, make_train_step, make_train_steps
+from resnet_jax.optim import cosine_schedule, reduce_on_plateau, sgd, step_schedule, warm_up_until_error
+from resnet_jax.steps import make_eval_step, make_train_step
 from resnet_jax.train_state import TrainState, create_train_state
 from resnet_jax.workdir import Inputs
 
@@ -54,41 +50,50 @@ def for_this_backend(model: Model) -> Model:
 
 def make_shardings() -> tuple[NamedSharding, NamedSharding]:
     """Return how arrays lie on all devices: whole on each, and divided along their first axis."""
-    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    # By process, so that each reads consecutive images: jax.make_mesh orders TPUs by where they are.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    mesh = Mesh(np.array(devices), ("batch",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("batch"))
 
 
-def build_optimizer(config: OptimConfig) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """Build SGD and its schedule.
+def build_optimizer(config: OptimConfig, steps: int) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """Build SGD and its schedule for so many training steps.
 
     Raises:
-      UserError: boundaries that do not increase.
+      UserError: boundaries that do not increase, or a warm-up that leaves no step for the cosine.
     """
-    by_steps = config.warmup == "steps"
+    rate = config.learning_rate
+    warm_up = {
+        "steps": optax.constant_schedule(config.warmup_learning_rate),
+        "linear": optax.linear_schedule(0.0, rate, config.warmup_steps),
+    }.get(config.warmup)
+    warmup_steps = config.warmup_steps if warm_up else 0
     try:
-        schedule = step_schedule(
-            config.learning_rate,
-            config.boundaries,
-            warmup_learning_rate=config.warmup_learning_rate,
-            warmup_steps=config.warmup_steps if by_steps else 0,
-        )
+        if config.schedule == "cosine":
+            schedule = cosine_schedule(rate, steps, warm_up=warm_up, warmup_steps=warmup_steps)
+        else:
+            boundaries = config.boundaries if config.schedule == "steps" else ()
+            schedule = step_schedule(rate, boundaries, warm_up=warm_up, warmup_steps=warmup_steps)
     except ValueError as error:
-        raise UserError(f"--optim.boundaries: {error}") from error
-    warm_up = None
+        option = "--optim.warmup-steps" if config.schedule == "cosine" else "--optim.boundaries"
+        raise UserError(f"{option}: {error}") from error
+    factors = []
     if config.warmup == "error":
-        warm_up = warm_up_until_error(config.warmup_error, config.warmup_learning_rate / config.learning_rate)
+        factors.append(warm_up_until_error(config.warmup_error, config.warmup_learning_rate / rate))
+    if config.schedule == "plateau":
+        factors.append(reduce_on_plateau(config.plateau_patience))
     optimizer = sgd(
         schedule,
         momentum=config.momentum,
         momentum_style=config.momentum_style,
         weight_decay=config.weight_decay,
         weight_decay_on=config.weight_decay_on,
-        warm_up=warm_up,
+        factors=factors,
     )
     return optimizer, schedule
 
 
-def load_data(config: Config) -> Dataset:
+def load_data(config: Config) -> AnyDataset:
     """Load the configured data set and split off the validation images.
 
     Raises:
@@ -97,7 +102,8 @@ def load_data(config: Config) -> Dataset:
     data = config.data
     dataset = load_dataset(data.name, data.dir)
     if data.validation_size:
-        dataset = split_validation(dataset, data.validation_size, data.split_seed)
+        split: Any = split_streamed_validation if isinstance(dataset, StreamedDataset) else split_validation
+        dataset = split(dataset, data.validation_size, data.split_seed)
     if data.batch_size > len(dataset.train):
         raise UserError(
             f"a batch of {data.batch_size} is larger than the {len(dataset.train)} training images of"
@@ -106,12 +112,29 @@ def load_data(config: Config) -> Dataset:
     return dataset
 
 
-def describe_inputs(config: Config, dataset: Dataset) -> Inputs:
-    """Take the given channel statistics, or the mean image of the training split."""
-    given = config.data.mean
-    mean = per_pixel_mean(dataset.train) if given is None else np.asarray(given, np.float32)
-    preprocessing = Preprocessing(mean, np.asarray(config.data.std, np.float32))
-    return Inputs(dataset.image_shape, dataset.class_names, preprocessing)
+def describe_inputs(config: Config, dataset: AnyDataset) -> Inputs:
+    """Take the given channel statistics, or the mean image of the training images.
+
+    Raises:
+      UserError: the statistics of streamed images are needed and not there, or an option is not for this data.
+    """
+    data = config.data
+    given, std = data.mean, np.asarray(data.std, np.float32)
+    if isinstance(dataset, Dataset):
+        if data.lighting:
+            raise UserError(f"--data.lighting is for streamed images; those of {dataset.name} are all of one size")
+        mean = per_pixel_mean(dataset.train) if given is None else np.asarray(given, np.float32)
+        return Inputs(dataset.image_shape, dataset.class_names, Preprocessing(mean, std))
+    statistics = load_statistics(dataset) if given is None or data.lighting else None
+    if given is not None or statistics is None:
+        mean = np.asarray(given, np.float32)
+    else:
+        mean = statistics.mean
+        if mean.shape[:2] != (data.image_size, data.image_size):
+            mean = mean.mean((0, 1))  # a mean image of another size says no more than its colour
+    lighting = data.lighting * statistics.lighting if data.lighting and statistics else None
+    shape = (data.image_size, data.image_size, 3)
+    return Inputs(shape, dataset.class_names, Preprocessing(mean, std), lighting)
 
 
 def abstract_state(
@@ -130,19 +153,24 @@ def abstract_state(
 
 
 class Experiment:
-    """Model, optimizer and jitted steps of a configuration, on a mesh of all devices.
+    """Network, optimizer and steps of a configuration, on a mesh of all devices.
 
     Attributes:
+      config: the configuration.
+      inputs: what the network takes and gives.
       model: the network.
-      train_steps: (state, split, count) -> (state, StepsReport), `count` steps in one dispatch; donates the state.
-      most_steps: the largest count.
+      train_step: (state, batch) -> (state, StepMetrics); pure, to be jitted.
+      eval_step: (state, batch) -> Metrics; pure, to be jitted.
+      data_key: random key of order and augmentation.
+      replicated: how the state lies on the devices: whole on each.
+      by_image: how batches do: divided along their first axis.
     """
 
-    def __init__(self, config: Config, inputs: Inputs, num_images: int):
-        """Build everything for a training split of `num_images`; nothing is computed yet.
+    def __init__(self, config: Config, inputs: Inputs):
+        """Build everything; nothing is computed yet.
 
         Raises:
-          UserError: a value that does not fit the data or the devices.
+          UserError: a value that does not fit the devices.
         """
         devices = jax.device_count()
         for name in ("batch_size", "eval_batch_size"):
@@ -151,48 +179,29 @@ class Experiment:
                     f"--data.{name.replace('_', '-')} {getattr(config.data, name)} does not divide over"
                     f" {devices} devices: choose a multiple of {devices}"
                 )
+        self.config, self.inputs = config, inputs
         self.model = for_this_backend(build_model(config.model, len(inputs.class_names)))
-        self._optimizer, schedule = build_optimizer(config.optim)
-        self._image_shape = inputs.image_shape
-        self.most_steps = config.run.steps_per_dispatch or config.run.log_every
+        self._optimizer, schedule = build_optimizer(config.optim, config.run.steps)
         key = jax.random.key(config.run.seed)
-        self._init_key, data_key = jax.random.split(key)
+        self._init_key, self.data_key = jax.random.split(key)
         dropout_key = jax.random.fold_in(key, 2)
-
-        self._replicated, by_image = make_shardings()  # the state and the data set; batches
-        sampler = make_sampler(
-            data_key,
-            inputs.preprocessing,
-            batch_size=config.data.batch_size,
-            num_images=num_images,
-            padding=config.data.padding,
-            flip=config.data.flip,
-            most_steps=self.most_steps,
-            sharding=by_image,
+        self.replicated, self.by_image = make_shardings()
+        self.train_step = make_train_step(
+            self.model,
+            self._optimizer,
+            schedule,
+            dropout_key,
+            label_smoothing=config.optim.label_smoothing,
+            accumulation_steps=config.optim.accumulation_steps,
         )
-        train_step = make_train_step(self.model, self._optimizer, schedule, dropout_key)
-        self.train_steps = jax.jit(
-            make_train_steps(train_step, sampler), donate_argnums=0, out_shardings=self._replicated
-        )
-        batch_size = config.data.eval_batch_size
-        take_batch = make_take_batch(inputs.preprocessing, batch_size=batch_size, sharding=by_image)
-        eval_steps = make_eval_steps(make_eval_step(self.model), take_batch, batch_size)
-        self._eval_steps = jax.jit(eval_steps, out_shardings=self._replicated)
-
-    def put(self, split: Split) -> DeviceSplit:
-        """Copy a split to every device."""
-        return jax.device_put((split.images, split.labels), self._replicated)
+        self.eval_step = make_eval_step(self.model)
 
     def initial_state(self) -> TrainState:
         """Initialize parameters and optimizer on the devices."""
-        variables = init_variables(self.model, self._init_key, self._image_shape)
+        variables = init_variables(self.model, self._init_key, self.inputs.image_shape)
         create = partial(create_train_state, self._optimizer)
-        return jax.jit(create, out_shardings=self._replicated)(variables)
+        return jax.jit(create, out_shardings=self.replicated)(variables)
 
     def abstract_state(self) -> TrainState:
         """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
-        return abstract_state(self.model, self._optimizer, self._image_shape, self._replicated)
-
-    def evaluate(self, state: TrainState, split: DeviceSplit) -> Metrics:
-        """Evaluate every image of a split once, single view, in one dispatch; sums by class as NumPy arrays."""
-        return jax.device_get(self._eval_steps(state, split))
+        return abstract_state(self.model, self._optimizer, self.inputs.image_shape, self.replicated)

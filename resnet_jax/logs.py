@@ -30,10 +30,11 @@ class RunLog:
 
     Every record has `kind`, `step` and `time` (seconds since 1970). "train" averages the steps since the
     record before it: `loss` in nats, `error` in %, `images`, `learning_rate`, `gradient_norm`,
-    `images_per_second`. "validation" and "test" have `loss`, `error` and `images`.
+    `images_per_second`; of images read from the disk also how many had to be `skipped`. "validation" and "test" have
+    `loss`, `error` and `images`. All have `top5_error` in % if that is asked for.
     """
 
-    def __init__(self, workdir: Path, *, step: int, steps: int):
+    def __init__(self, workdir: Path, *, step: int, steps: int, top5: bool = False):
         """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped."""
         records = [record for record in read_records(workdir) if record["step"] <= step]
         kept = "".join(json.dumps(record) + "\n" for record in records)
@@ -53,6 +54,7 @@ class RunLog:
         )
         self._task = self._progress.add_task("train", total=steps, completed=step, status="compiling")
         self._width = len(str(steps))
+        self._top5 = top5
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -73,27 +75,47 @@ class RunLog:
         """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
         self._progress.update(self._task, completed=step, status=status)
 
-    def train(self, step: int, metrics: Metrics, *, learning_rate: float, gradient_norm: float, rate: float) -> None:
-        """Record the training steps since the last call; `rate` in images/s."""
+    def train(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        learning_rate: float,
+        gradient_norm: float,
+        rate: float,
+        skipped: int | None = None,
+    ) -> None:
+        """Record the training steps since the last call.
+
+        Args:
+          step: the last one.
+          metrics: of all of them.
+          learning_rate: of the last one.
+          gradient_norm: mean.
+          rate: in images/s.
+          skipped: images that could not be read; None where images are not read from the disk.
+        """
         values = {
-            **_values(metrics),
+            **self._values(metrics),
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             "images_per_second": round(rate, 1),
+            **({} if skipped is None else {"skipped": skipped}),
         }
         self._write("train", step, values)
         self._progress.update(self._task, completed=step)
         self.say(
             f"step {step:{self._width}}  rate {learning_rate:g}  loss {metrics.mean_loss:.4f}"
-            f"  error {metrics.top1_error:5.2f} %  {rate:,.0f} images/s"
+            f"  error {metrics.top1_error:5.2f} %{self._top5_text(metrics)}  {rate:,.0f} images/s"
+            + (f"  {skipped:,} unreadable images skipped" if skipped else "")
         )
 
     def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
         """Record evaluations on the splits "validation" and "test"."""
         for kind, metrics in results.items():
-            self._write(kind, step, _values(metrics))
+            self._write(kind, step, self._values(metrics))
             self.say(
-                f"step {step:{self._width}}  {kind} error {metrics.top1_error:.2f} %"
+                f"step {step:{self._width}}  {kind} error {metrics.top1_error:.2f} %{self._top5_text(metrics)}"
                 f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
             )
 
@@ -101,6 +123,17 @@ class RunLog:
         """Print a line above the progress bar."""
         self._console.print(line, markup=False, soft_wrap=True)
         sys.stdout.flush()
+
+    def _values(self, metrics: Metrics) -> dict[str, Any]:
+        top5 = {"top5_error": metrics.top5_error} if self._top5 else {}
+        return {"loss": metrics.mean_loss, "error": metrics.top1_error, **top5, "images": metrics.images}
+
+    def _top5_text(self, metrics: Metrics) -> str:
+        return f"  top-5 {metrics.top5_error:.2f} %" if self._top5 else ""
+
+    def warn(self, line: str) -> None:
+        """Print what a user should know of; every process does."""
+        self.say(line)
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
@@ -111,8 +144,35 @@ class RunLog:
         self._events.flush()
 
 
-def _values(metrics: Metrics) -> dict[str, Any]:
-    return {"loss": metrics.mean_loss, "error": metrics.top1_error, "images": metrics.images}
+class SilentLog(RunLog):
+    """The log of all processes but the first: nothing is written, and only warnings are printed."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, step: int, **description: Any) -> None:
+        pass
+
+    def advance(self, step: int, status: str) -> None:
+        pass
+
+    def train(self, step: int, metrics: Metrics, **values: Any) -> None:
+        pass
+
+    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
 
 
 def environment() -> dict[str, Any]:

@@ -18,11 +18,13 @@ class Metrics:
     Attributes:
       loss: summed cross-entropy, in nats.
       errors: wrongly classified images.
+      top5_errors: images whose class is not among the five with the largest logits.
       count: images.
     """
 
     loss: Any
     errors: Any
+    top5_errors: Any
     count: Any
 
     def __add__(self, other: Metrics) -> Metrics:
@@ -41,6 +43,11 @@ class Metrics:
     def top1_error(self) -> float:
         """Wrongly classified images in %."""
         return float(100 * np.sum(np.asarray(self.errors, np.float64)) / self.images)
+
+    @property
+    def top5_error(self) -> float:
+        """Images whose class is not among the five with the largest logits, in %."""
+        return float(100 * np.sum(np.asarray(self.top5_errors, np.float64)) / self.images)
 
     @property
     def class_errors(self) -> np.ndarray:
@@ -62,9 +69,14 @@ def compute_metrics(logits: jax.Array, losses: jax.Array, labels: jax.Array, mas
     chex.assert_shape(logits, (len(labels), None))
     member = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]  # [N, num_classes]
     wrong = (logits.argmax(-1) != labels).astype(jnp.float32)
+    of_class = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    # Of equal logits the first counts as the larger one, as in argmax.
+    before = (logits > of_class) | ((logits == of_class) & (jnp.arange(logits.shape[-1]) < labels[:, None]))
+    wrong5 = (before.sum(-1) >= 5).astype(jnp.float32)
     # A sum, not a matrix product: TPUs and GPUs would round the losses to bfloat16 or TF32.
     return Metrics(
         loss=jnp.where(member > 0, losses[:, None], 0.0).sum(0),
         errors=(member * wrong[:, None]).sum(0),
+        top5_errors=(member * wrong5[:, None]).sum(0),
         count=member.sum(0),
     )

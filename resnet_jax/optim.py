@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+from optax.contrib import ReduceLROnPlateauState
 
 WeightDecayOn = Literal["all", "kernels"]
 Momentum = Literal["caffe", "torch"]
@@ -18,22 +20,48 @@ _ERROR_DECAY = 0.98
 
 
 def step_schedule(
-    learning_rate: float, boundaries: Sequence[int], *, warmup_learning_rate: float = 0.0, warmup_steps: int = 0
+    learning_rate: float, boundaries: Sequence[int], *, warm_up: optax.Schedule | None = None, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Divide the rate by 10 at each boundary; with warmup_steps > 0 begin with so many steps at another rate.
+    """Divide the rate by 10 at each boundary.
 
-    Steps count from 0; step `boundaries[i]` is the first one at the lower rate, as in Caffe's "multistep".
+    Args:
+      learning_rate: until the first boundary.
+      boundaries: steps count from 0; step `boundaries[i]` is the first one at the lower rate, as in Caffe's
+        "multistep". None at all: a constant rate.
+      warm_up: schedule of the first steps: optax.constant_schedule(rate), or
+        optax.linear_schedule(0, learning_rate, warmup_steps), which rises from 0.
+      warmup_steps: how many; boundaries count from their beginning.
 
     Raises:
       ValueError: the boundaries do not increase or begin inside the warm-up.
     """
-    starts = [0, *([warmup_steps] if warmup_steps else []), *boundaries]
+    starts = [0, *([] if warm_up is None else [warmup_steps]), *boundaries]
     if any(a >= b for a, b in itertools.pairwise(starts)):
         raise ValueError(f"steps must increase from the warm-up to the last boundary; got {starts[1:]}")
-    rates = [learning_rate / 10**drops for drops in range(len(boundaries) + 1)]
-    if warmup_steps:
-        rates = [warmup_learning_rate, *rates]
-    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], starts[1:])
+    schedules = [optax.constant_schedule(learning_rate / 10**drops) for drops in range(len(boundaries) + 1)]
+    if warm_up is not None:
+        schedules = [warm_up, *schedules]
+    return optax.join_schedules(schedules, starts[1:])
+
+
+def cosine_schedule(
+    learning_rate: float, steps: int, *, warm_up: optax.Schedule | None = None, warmup_steps: int = 0
+) -> optax.Schedule:
+    """Lower the rate along half a period of a cosine, so that it would be 0 at step `steps`, the one after the last.
+
+    Args:
+      learning_rate: at the first step after the warm-up.
+      steps: in all, with the warm-up.
+      warm_up: schedule of the first steps; see step_schedule().
+      warmup_steps: how many.
+
+    Raises:
+      ValueError: there are no steps after the warm-up.
+    """
+    if warmup_steps >= steps:
+        raise ValueError(f"the warm-up must be shorter than all {steps} steps; got {warmup_steps}")
+    cosine = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
+    return cosine if warm_up is None else optax.join_schedules([warm_up, cosine], [warmup_steps])
 
 
 class WarmUpState(NamedTuple):
@@ -78,9 +106,61 @@ def warm_up_until_error(threshold: float, factor: float) -> optax.GradientTransf
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def reduce_on_plateau(patience: int) -> optax.GradientTransformationExtraArgs:
+    """Scale the updates by 1, and by a tenth of that after each plateau of the validation error.
+
+    Sec. 3.4: the rate "is divided by 10 when the error plateaus". A training step only multiplies; errors are taken
+    in by note_validation_error().
+
+    Args:
+      patience: errors in a row, none lower than the lowest before, that are a plateau.
+    """
+    plateau = _plateau(patience)
+
+    def update(updates: Any, state: ReduceLROnPlateauState, params: Any = None, **extra: Any) -> Any:
+        del params, extra
+        return jax.tree.map(lambda update: update * state.scale, updates), state
+
+    return optax.GradientTransformationExtraArgs(plateau.init, update)
+
+
+def note_validation_error(opt_state: Any, error: float, *, patience: int) -> Any:
+    """Return the state of an optimizer with reduce_on_plateau() after one more evaluation; other states as they are.
+
+    Every process must call it with the same error. The arrays stay on the devices they are on.
+
+    Args:
+      opt_state: of the optimizer.
+      error: on the validation split, in %.
+      patience: see reduce_on_plateau().
+    """
+    plateau = _plateau(patience)
+
+    def note(state: Any) -> Any:
+        if not _is_plateau(state):
+            return state
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        take_in = jax.jit(lambda state, value: plateau.update({}, state, value=value)[1], out_shardings=shardings)
+        return take_in(state, error)
+
+    return jax.tree.map(note, opt_state, is_leaf=_is_plateau)
+
+
+def _plateau(patience: int) -> optax.GradientTransformationExtraArgs:
+    # optax wants a tolerance: this one is below the share of a single image among any validation images.
+    return optax.contrib.reduce_on_plateau(factor=0.1, patience=patience, rtol=0.0, atol=1e-6)
+
+
+def _is_plateau(state: Any) -> bool:
+    return isinstance(state, ReduceLROnPlateauState)
+
+
 def current_learning_rate(schedule: optax.Schedule, step: jax.Array, opt_state: Any) -> jax.Array:
     """Return the rate of the update of `step`, given the state of the optimizer after it."""
-    return schedule(step) * optax.tree.get(opt_state, "warm_up_factor", 1.0)
+    rate = schedule(step) * optax.tree.get(opt_state, "warm_up_factor", 1.0)
+    for state in filter(_is_plateau, jax.tree.leaves(opt_state, is_leaf=_is_plateau)):
+        rate = rate * state.scale
+    return rate
 
 
 def sgd(
@@ -90,7 +170,7 @@ def sgd(
     momentum_style: Momentum = "caffe",
     weight_decay: float = 1e-4,
     weight_decay_on: WeightDecayOn = "all",
-    warm_up: optax.GradientTransformationExtraArgs | None = None,
+    factors: Sequence[optax.GradientTransformationExtraArgs] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Build SGD with momentum and coupled weight decay.
 
@@ -101,14 +181,14 @@ def sgd(
         update -rate v. They differ for some steps after each change of the rate.
       weight_decay: times the parameter is added to the gradient (L2 penalty; not decoupled).
       weight_decay_on: "all" parameters, as Caffe does, or "kernels": not the biases and the BN parameters.
-      warm_up: a further factor of the rate.
+      factors: further factors of the rate: warm_up_until_error(), reduce_on_plateau().
     """
 
     def kernels(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     decay = optax.add_decayed_weights(weight_decay, mask=kernels if weight_decay_on == "kernels" else None)
-    rate = [optax.scale_by_learning_rate(schedule), *([warm_up] if warm_up else [])]
+    rate = [optax.scale_by_learning_rate(schedule), *factors]
     trace = [optax.trace(momentum)]
     ordered = [*rate, *trace] if momentum_style == "caffe" else [*trace, *rate]
     return optax.with_extra_args_support(optax.chain(decay, *ordered))

@@ -38,10 +38,15 @@ def cores() -> int:
 
 
 def cpu_devices(config: Config, most: int) -> int:
-    """Return the number of devices, `most` at most, dividing the batches, and the BN groups if there are several."""
-    batch_size, group = config.data.batch_size, config.model.bn_group_size or config.data.batch_size
-    units = batch_size // group if group < batch_size else batch_size
-    return max(n for n in range(1, most + 1) if units % n == config.data.eval_batch_size % n == 0)
+    """Return the devices of this process, `most` at most: they divide the batches, and the BN groups if it has several.
+
+    A batch that is computed in parts has fewer groups at a time.
+    """
+    part, processes = config.data.batch_size // config.optim.accumulation_steps, config.hosts.processes or 1
+    group = config.model.bn_group_size or part
+    units = part // group if group < part else part
+    fitting = [n for n in range(1, most + 1) if units % (n * processes) == config.data.eval_batch_size % n == 0]
+    return max(fitting, default=1)
 
 
 def processor() -> str:

@@ -25,11 +25,13 @@ class StepMetrics:
       metrics: sums over the batch and all classes, in training mode, before the update.
       learning_rate: of the update.
       gradient_norm: L2 norm of the gradient of the loss, without weight decay.
+      skipped: images that could not be read and were replaced by others.
     """
 
     metrics: Metrics
     learning_rate: Any
     gradient_norm: Any
+    skipped: Any
 
     @property
     def finite(self) -> Any:
@@ -61,30 +63,96 @@ def make_train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     dropout_key: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
 ) -> TrainStep:
-    """Return train_step(state, batch) -> (state, StepMetrics)."""
+    """Return train_step(state, batch) -> (state, StepMetrics).
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    Args:
+      model: the network.
+      optimizer: see optim.sgd().
+      schedule: the optimizer's; only for the report.
+      dropout_key: random key, from which that of each step is derived.
+      label_smoothing: share of the target probability that is spread over all classes; the loss in the report is the
+        one that is minimized.
+      accumulation_steps: parts that the batch is computed in, one after the other. Each has whole BN groups, begins
+        with the same running statistics and counts the same: but for rounding and dropout, their number does not
+        matter. Without BN groups (None) each part has statistics of its own.
+    """
+
+    def compute(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
+        """Return the gradient of the mean loss, sums over the batch, and the new running statistics."""
+
         def mean_loss(params: Any) -> Any:
             variables = {"params": params, "batch_stats": state.batch_stats}
-            rngs = {"dropout": jax.random.fold_in(dropout_key, state.step)}
+            rngs = {"dropout": key}
             logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            losses = cross_entropy(logits, batch.labels, label_smoothing)
             return losses.mean(), (logits, losses, updates.get("batch_stats", {}))  # VGG has none
 
         grads, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
         metrics = jax.tree.map(jnp.sum, compute_metrics(logits, losses, batch.labels, batch.mask))
+        return grads, metrics, batch_stats
+
+    def compute_in_parts(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
+        """Do the same in several parts; BN moves by their mean change, which is exactly none if it is frozen."""
+
+        def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            number, part = numbered
+            grads, metrics, batch_stats = compute(state, part, jax.random.fold_in(key, number))
+            changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
+            return jax.tree.map(jnp.add, total, (grads, metrics, changes)), None
+
+        parts = split_batch(batch, accumulation_steps, getattr(model, "bn_group_size", None) or 1)
+        first = jax.tree.map(lambda leaves: leaves[0], parts)
+        zero = _zeros(jax.eval_shape(compute, state, first, key))
+        (grads, metrics, changes), _ = jax.lax.scan(add, zero, (jnp.arange(accumulation_steps), parts))
+        grads = jax.tree.map(lambda total: total / accumulation_steps, grads)
+        batch_stats = jax.tree.map(lambda old, total: old + total / accumulation_steps, state.batch_stats, changes)
+        return grads, metrics, batch_stats
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(dropout_key, state.step)
+        grads, metrics, batch_stats = (compute if accumulation_steps == 1 else compute_in_parts)(state, batch, key)
         error = 100 * metrics.errors / metrics.count
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, error=error)
         report = StepMetrics(
             metrics=metrics,
             learning_rate=current_learning_rate(schedule, state.step, opt_state),
             gradient_norm=optax.tree.norm(grads),
+            skipped=jnp.float32(0),
         )
         state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
         return state, report
 
     return train_step
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the cross-entropy [N] of logits [N, num_classes] to labels [N] int32.
+
+    With smoothing the target is (1 - label_smoothing) for the label, and label_smoothing / num_classes more for every
+    class (Szegedy et al. 2016, "Rethinking the Inception Architecture").
+    """
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def split_batch(batch: Batch, parts: int, group_size: int) -> Batch:
+    """Divide a batch [N, ...] into parts [parts, N / parts, ...] of whole BN groups.
+
+    Part j has the groups j, j + parts, j + 2 parts, ...: of a batch that lies divided over devices, each part does,
+    too, and no image moves.
+    """
+
+    def split(leaf: jax.Array) -> jax.Array:
+        groups = leaf.reshape(-1, parts, group_size, *leaf.shape[1:])
+        return groups.swapaxes(0, 1).reshape(parts, -1, *leaf.shape[1:])
+
+    return jax.tree.map(split, batch)
 
 
 def make_train_steps(train_step: TrainStep, sampler: Sampler) -> TrainSteps:

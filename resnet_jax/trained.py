@@ -67,7 +67,7 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
     config, inputs = load_config(workdir), load_inputs(workdir)
     model_config = dataclasses.replace(config.model, scan_blocks=scan_blocks, remat=False)
     model = build_model(model_config, len(inputs.class_names))
-    optimizer, _ = build_optimizer(config.optim)
+    optimizer, _ = build_optimizer(config.optim, config.run.steps)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(model, optimizer, inputs.image_shape, device)
     state = Checkpoints(workdir, read_only=True).restore(abstract, step)

@@ -11,7 +11,8 @@ import numpy as np
 
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, difference, from_json, to_json
-from resnet_jax.data import Dataset, LabelledImages
+from resnet_jax.data import LabelledImages
+from resnet_jax.data.encoded import AnyDataset
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.train_state import TrainState
@@ -36,11 +37,19 @@ def check_workdir(path: Path, config: Config) -> None:
 
 
 class Inputs(NamedTuple):
-    """What the weights take and give: image size (H, W, C), names of the classes, preprocessing."""
+    """What the weights take and give.
+
+    Attributes:
+      image_shape: height, width, channels.
+      class_names: of the outputs.
+      preprocessing: mean and std.
+      lighting: colour augmentation in training, [3, 3] float32; None for none. See augment.random_lighting.
+    """
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
+    lighting: np.ndarray | None = None
 
 
 def create_workdir(
@@ -63,7 +72,8 @@ def create_workdir(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(to_json(config))
-        np.savez(partial / "preprocessing.npz", **inputs.preprocessing._asdict())
+        arrays = {**inputs.preprocessing._asdict(), "lighting": inputs.lighting}
+        np.savez(partial / "preprocessing.npz", **{name: a for name, a in arrays.items() if a is not None})
         described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
         (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
         if source is not None:
@@ -91,7 +101,7 @@ def load_config(path: Path) -> Config:
     return from_json(text, str(path / "config.json"))
 
 
-def check_classes(inputs: Inputs, dataset: Dataset | LabelledImages) -> None:
+def check_classes(inputs: Inputs, dataset: AnyDataset | LabelledImages) -> None:
     """Raise UserError if a data set has other classes than the weights."""
     numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names
     if inputs.class_names not in (dataset.class_names, numbered):
@@ -130,7 +140,8 @@ def load_inputs(path: Path) -> Inputs:
         described = json.loads((path / "inputs.json").read_text())
         with np.load(path / "preprocessing.npz") as arrays:
             preprocessing = Preprocessing(arrays["mean"], arrays["std"])
+            lighting = arrays.get("lighting")
         height, width, channels = described["image_shape"]
-        return Inputs((height, width, channels), tuple(described["class_names"]), preprocessing)
+        return Inputs((height, width, channels), tuple(described["class_names"]), preprocessing, lighting)
     except Exception as error:  # np.load raises half a dozen types for a damaged file
         raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {error}") from error

@@ -12,19 +12,26 @@ from resnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+IMAGENET = {
+    "plain18": (18, "none"), "plain34": (34, "none"), "resnet18": (18, "A"), "resnet34A": (34, "A"),
+    "resnet34B": (34, "B"), "resnet34C": (34, "C"), "resnet50": (50, "B"), "resnet101": (101, "B"),
+    "resnet152": (152, "B"),
+}  # fmt: skip
 
 
 def test_there_is_one_config_for_each_experiment():
     residual = {f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)}
     plain = {f"cifar10_plain{depth}" for depth in (20, 32, 44, 56, 110)}
-    assert {path.stem for path in CONFIGS} == residual | plain | {"digits_resnet20"}
+    imagenet = {f"imagenet_{name}" for name in IMAGENET}
+    others = {"digits_resnet20", "imagenet_resnet50_v15"}
+    assert {path.stem for path in CONFIGS} == residual | plain | imagenet | others
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_follow_the_paper(path):
     config = load_config([str(path)])
     assert config.run.workdir == f"runs/{path.stem}"
-    if config.data.name == "digits":
+    if not path.stem.startswith("cifar10_"):
         return
     depth = int(path.stem.removeprefix("cifar10_resnet").removeprefix("cifar10_plain"))
     assert config.model.depth == depth
@@ -39,6 +46,34 @@ def test_configs_follow_the_paper(path):
         "run.steps": 64_000,
     }  # fmt: skip
     assert {name: get_field(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_configs_follow_the_paper_on_imagenet(name):
+    config = load_config([str(ROOT / f"configs/imagenet_{name}.py")])
+    depth, shortcut = IMAGENET[name]
+    expected = {
+        "model.family": "imagenet", "model.depth": depth, "model.shortcut": shortcut, "model.bn_group_size": 32,
+        "model.stride_on": "1x1", "model.pool_padding": "caffe", "model.init_fan": "fan_in", "model.dtype": "float32",
+        "data.name": "imagenet", "data.batch_size": 256, "data.flip": True, "data.image_size": 224,
+        "data.crop": "scale", "data.shorter_side": (256, 480), "data.lighting": 0.1, "data.mean": None,
+        "data.std": (1, 1, 1), "data.validation_size": 0,
+        "optim.learning_rate": 0.1, "optim.schedule": "steps", "optim.boundaries": (150_000, 300_000, 450_000),
+        "optim.momentum": 0.9, "optim.momentum_style": "caffe", "optim.weight_decay": 1e-4,
+        "optim.weight_decay_on": "all", "optim.warmup": "none", "optim.label_smoothing": 0.0,
+        "run.steps": 600_000,
+    }  # fmt: skip
+    assert {name: get_field(config, name) for name in expected} == expected
+    assert config.data.eval_batch_size % 8 == 0  # the paper's 8 GPUs
+
+
+def test_the_recipe_that_is_not_the_papers():
+    config = load_config([str(ROOT / "configs/imagenet_resnet50_v15.py")])
+    epoch = 1_281_167 / config.data.batch_size
+    assert config.run.steps == round(90 * epoch)
+    assert config.optim.warmup_steps == round(8 * epoch)
+    assert config.optim.learning_rate == config.data.batch_size / 1000
+    assert config.optim.weight_decay == 2**-15
 
 
 def test_overrides():
@@ -163,3 +198,30 @@ def test_what_may_change_when_a_run_is_resumed():
     assert difference(Config(), change(run={"steps": 100, "workdir": "x"}, data={"dir": "elsewhere"})) is None
     assert difference(Config(), change(model={"depth": 32})) == "model.depth is 20 there and 32 here"
     assert difference(Config(), change(run={"seed": 1})) == "run.seed is 0 there and 1 here"
+
+
+@pytest.mark.parametrize(
+    ("what", "field", "reason"),
+    [
+        ({"optim.schedule": "cosine"}, "run.steps", "the schedule cosine"),
+        ({"optim.schedule": "plateau", "data.validation_size": 5000}, "run.eval_every", "the schedule plateau"),
+        ({"model.bn_group_size": None}, "optim.accumulation_steps", "BN without groups"),
+        ({"model.family": "vgg", "model.depth": 16}, "optim.accumulation_steps", "dropout"),
+    ],
+)
+def test_what_may_not_change_because_something_follows_it(what, field, reason):
+    def change(config, fields):
+        for name, value in fields.items():
+            group, field = name.split(".")
+            config = dataclasses.replace(
+                config, **{group: dataclasses.replace(getattr(config, group), **{field: value})}
+            )
+        return config
+
+    usual, special = Config(), change(Config(), what)
+    before = get_field(usual, field)
+    assert difference(usual, change(usual, {field: 4})) is None
+    expected = f"{field} is {before} there and 4 here, which {reason} depends on"
+    assert difference(special, change(special, {field: 4})) == expected
+    others = {name: 4 for name in ("run.steps", "run.eval_every", "optim.accumulation_steps") if name != field}
+    assert difference(special, change(special, others)) is None

@@ -39,7 +39,7 @@ def steps_done(workdir: Path) -> int:
 
 def saved_leaves(workdir: Path) -> list[np.ndarray]:
     """Parameters, statistics, optimizer state and step of the last checkpoint."""
-    experiment = Experiment(load_config(workdir), load_inputs(workdir), num_images=1437)
+    experiment = Experiment(load_config(workdir), load_inputs(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
     return jax.tree.leaves(checkpoints.restore(experiment.abstract_state(), STEPS))
 

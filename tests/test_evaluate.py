@@ -36,7 +36,7 @@ def tiny_dataset():
 def make_workdir(path, depth, input_size, mean, data="cifar10", classes=CLASSES):
     config = Config(model=ModelConfig(depth=depth), data=DataConfig(name=data, eval_batch_size=6))
     model = build_model(config.model, len(classes))
-    state = create_train_state(build_optimizer(config.optim)[0], random_variables(model, input_size))
+    state = create_train_state(build_optimizer(config.optim, config.run.steps)[0], random_variables(model, input_size))
     inputs = Inputs((*input_size, 3), classes, Preprocessing(mean, np.ones(3, np.float32)))
     create_workdir(path, config, inputs, jax.tree.map(jax.numpy.asarray, state))
     return path

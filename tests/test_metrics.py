@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.data import LabelledImages
+from resnet_jax.evaluate import Evaluation
 from resnet_jax.metrics import compute_metrics
 
 
@@ -52,3 +54,34 @@ def test_masked_images_do_not_count_even_if_their_loss_is_not_finite():
 def test_a_class_without_images_has_no_error():
     metrics = compute_metrics(jnp.eye(3), jnp.zeros(3), jnp.array([0, 1, 0]), jnp.ones(3, bool))
     np.testing.assert_array_equal(metrics.class_errors, [50, 0, np.nan])
+
+
+def test_top5_errors_by_class_against_numpy():
+    logits, losses, labels = batch(200, classes=12)
+    mask = np.arange(200) < 180
+    metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.array(mask))
+    wrong = np.array([label not in np.argsort(-row)[:5] for row, label in zip(logits, labels, strict=True)])
+    for label in range(12):
+        assert metrics.top5_errors[label] == ((labels == label) & mask & wrong).sum()
+    assert metrics.top5_error == pytest.approx(100 * (wrong & mask).sum() / 180)
+    assert 30 < metrics.top5_error < metrics.top1_error
+    assert (metrics + metrics).top5_errors.sum() == 2 * (wrong & mask).sum()
+
+
+def test_of_equal_logits_the_first_count_as_larger_as_in_the_tests_of_trained_networks():
+    random = np.random.RandomState(0)
+    logits = random.randint(0, 3, (60, 9)).astype(np.float32)  # most are equal to others
+    labels = random.randint(0, 9, 60)
+    metrics = compute_metrics(jnp.array(logits), jnp.zeros(60), jnp.array(labels), jnp.ones(60, bool))
+    images = LabelledImages("random", (), labels, (), ())
+    evaluation = Evaluation((), images, logits)
+    assert metrics.top5_error == pytest.approx(evaluation.top5_error)
+    assert metrics.top1_error == pytest.approx(evaluation.top1_error)
+    equal = compute_metrics(jnp.zeros((3, 9)), jnp.zeros(3), jnp.array([4, 5, 8]), jnp.ones(3, bool))
+    assert equal.top5_errors.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 1]
+
+
+def test_with_five_classes_no_top5_error():
+    logits, losses, labels = batch(50, classes=5)
+    metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.ones(50, bool))
+    assert metrics.top5_error == 0 < metrics.top1_error

@@ -5,6 +5,7 @@ import dataclasses
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.data import Split, load_dataset
 from resnet_jax.experiment import Experiment, describe_inputs
+from resnet_jax.feeds import ResidentFeed
 
 
 def test_128_real_images_are_learned_to_below_1_percent_training_error(cifar10_dir):
@@ -16,12 +17,12 @@ def test_128_real_images_are_learned_to_below_1_percent_training_error(cifar10_d
         data=DataConfig(batch_size=128, eval_batch_size=128, padding=0, flip=False),
         optim=OptimConfig(learning_rate=0.1, boundaries=(50,)),
     )
-    experiment = Experiment(config, describe_inputs(config, dataset), num_images=len(dataset.train))
-    data = experiment.put(few)
+    experiment = Experiment(config, describe_inputs(config, dataset))
+    feed = ResidentFeed(experiment, dataset)
     state = experiment.initial_state()
-    assert experiment.evaluate(state, data).top1_error > 50
-    state, report = experiment.train_steps(state, data, 70)
+    assert feed.evaluate(state, "test").top1_error > 50
+    state, report = feed.train(state, 70)
     assert report.history.metrics.errors[69] < 0.01 * 128
-    metrics = experiment.evaluate(state, data)  # and by the running statistics
+    metrics = feed.evaluate(state, "test")  # and by the running statistics
     assert metrics.images == 128
     assert metrics.top1_error < 1

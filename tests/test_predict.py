@@ -7,7 +7,8 @@ import pytest
 from slow_dense import random_variables, slow_logits
 
 from resnet_jax.config import Config, ModelConfig
-from resnet_jax.data.image_folder import ImageFiles
+from resnet_jax.data.encoded import DecodedImages
+from resnet_jax.data.image_folder import ImageFolder
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.models import ResNet
 from resnet_jax.predict import predict
@@ -76,8 +77,8 @@ def test_any_size_any_batch(protocol, mean, sizes):
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the ImageNet photographs (../shared/data) are not here")
 def test_photographs():
-    paths = sorted(SAMPLE.glob("*/*"))
-    images = ImageFiles([paths[0], paths[57]])
+    paths = sorted(str(path.relative_to(SAMPLE)) for path in SAMPLE.glob("*/*"))
+    images = DecodedImages(ImageFolder.of(SAMPLE, [(0, paths[0]), (57, paths[57])]))
     trained = make_trained((32, 32), CHANNEL_MEAN)
     for protocol in (make_protocol("10crop", (32, 32)), make_protocol("multiscale", (32, 32), (41,))):
         probabilities = predict(trained, images, protocol, batch_size=3)

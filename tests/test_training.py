@@ -57,7 +57,7 @@ def make_config(workdir, *, optim=None, **run) -> Config:
 
 
 def saved_state(workdir, config, step=None):
-    experiment = Experiment(config, load_inputs(workdir), num_images=101)
+    experiment = Experiment(config, load_inputs(workdir))
     checkpoints = Checkpoints(workdir, read_only=True)
     return jax.device_get(checkpoints.restore(experiment.abstract_state(), step or checkpoints.latest()))
 
@@ -311,7 +311,7 @@ def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
 
 def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     model = vgg(16, num_classes=3)  # traced only: its 134 million parameters are not made
-    optimizer, schedule = build_optimizer(OptimConfig())
+    optimizer, schedule = build_optimizer(OptimConfig(), steps=1)
     preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
     sampler = make_sampler(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
     steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)

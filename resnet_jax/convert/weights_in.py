@@ -92,7 +92,7 @@ def import_weights(
     images = jnp.zeros((1, side, side, 3))
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     variables = variables_from_tensors(tensors, model, shapes, layout, str(file))
-    optimizer, _ = build_optimizer(config.optim)
+    optimizer, _ = build_optimizer(config.optim, config.run.steps)
     params = jax.tree.map(jnp.asarray, variables["params"])
     batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))

@@ -33,3 +33,16 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror each image of [N, H, W, C] left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def random_lighting(key: jax.Array, images: jax.Array, lighting: jax.typing.ArrayLike) -> jax.Array:
+    """Shift the colour of each image at random along the principal colours (Krizhevsky et al. 2012; Sec. 3.4).
+
+    Args:
+      key: random key; each image gets three numbers from a standard normal distribution.
+      images: [N, H, W, 3].
+      lighting: [3, 3]: what these numbers are multiplied by, in the units of the images: the eigenvectors of the
+        covariance of colours, in columns, times their eigenvalues, times the strength of 0.1.
+    """
+    shifts = jnp.einsum("nk,ck->nc", jax.random.normal(key, (len(images), 3)), jnp.asarray(lighting))
+    return images + shifts[:, None, None, :]

@@ -97,6 +97,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
       BrokenImageError: it cannot be decoded.
     """
     try:
-        return image.convert("RGB")
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
         raise BrokenImageError(str(error) or type(error).__name__) from error

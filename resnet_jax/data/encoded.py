@@ -21,7 +21,7 @@ class EncodedImages(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """[N] int32."""
+        """[N] int32; a source may have to read every image for them, so training takes those of read()."""
         ...
 
     def __len__(self) -> int: ...
@@ -30,8 +30,8 @@ class EncodedImages(Protocol):
         """Return what names an image to a reader, such as "n01440764/n01440764_18.JPEG"."""
         ...
 
-    def read(self, index: int) -> bytes:
-        """Return a file's content, for decode.decode().
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return a file's content, for decode.decode(), and its label.
 
         Raises:
           BrokenImageError: it cannot be read.
@@ -65,11 +65,16 @@ class StreamedDataset:
 
     def test_images(self) -> LabelledImages:
         """Return the images to test on, decoded when they are asked for."""
-        ids = tuple(self.test.id(index) for index in range(len(self.test)))
-        return LabelledImages(self.name, DecodedImages(self.test), self.test.labels, ids, self.class_names)
+        return decoded_images(self.name, self.test, self.class_names)
 
 
 AnyDataset = Dataset | StreamedDataset
+
+
+def decoded_images(name: str, images: EncodedImages, class_names: tuple[str, ...]) -> LabelledImages:
+    """Return images to test on, decoded when they are asked for."""
+    ids = tuple(images.id(index) for index in range(len(images)))
+    return LabelledImages(name, DecodedImages(images), images.labels, ids, class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +93,8 @@ class DecodedImages:
           UserError: it cannot be read.
         """
         try:
-            return decode(self.encoded.read(index))
+            content, _ = self.encoded.read(index)
+            return decode(content)
         except BrokenImageError as error:
             raise UserError(f"cannot read the image {self.encoded.id(index)}: {error}") from error
 
@@ -110,7 +116,7 @@ class Subset:
     def id(self, index: int) -> str:
         return self.images.id(int(self.indices[index]))
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> tuple[bytes, int]:
         return self.images.read(int(self.indices[index]))
 
 

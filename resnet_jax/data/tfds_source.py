@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
-import logging
 import re
-import textwrap
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data.dataset import Dataset, Split, make_split
+from resnet_jax.data.encoded import AnyDataset, StreamedDataset
+from resnet_jax.data.tfds_records import AGAIN, BATCH, TfdsImages, one_line, open_records, quiet, unreadable
 from resnet_jax.errors import UserError
-
-BATCH = 1024  # records read in one call
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 
 
-def load_tfds(name: str, data_dir: str | Path) -> Dataset:
-    """Return the TFDS set `name` as images [N, H, W, 3] uint8; "validation" stands in for a missing "test".
+def load_tfds(name: str, data_dir: str | Path) -> AnyDataset:
+    """Return the TFDS set `name`, in memory if all its images are of one size; else they are read one by one.
 
-    A set already prepared at data_dir/NAME/[CONFIG/]VERSION is read as it is, without its builder code. If
-    there is none it is prepared there, which needs TensorFlow.
+    "validation" stands in for a "test" that is missing or, as ImageNet's, has no labels. A set already prepared at
+    data_dir/NAME/[CONFIG/]VERSION is read as it is, without its builder code. If there is none it is prepared there,
+    which needs TensorFlow.
 
     Args:
       name: NAME[/CONFIG][:VERSION] as in TFDS; without a version the newest prepared one is taken.
@@ -35,10 +33,10 @@ def load_tfds(name: str, data_dir: str | Path) -> Dataset:
 
     Raises:
       UserError: an unknown set, one that cannot be prepared or read, or one without splits "train" and "test"
-        (or "validation") of an "image" (uint8 of one size, 1 or 3 channels) and a "label".
+        (or "validation") of an "image" (uint8, 1 or 3 channels) and a "label".
     """
     data_dir = Path(data_dir).expanduser()
-    with _quiet():
+    with quiet():
         try:
             import tensorflow_datasets as tfds  # slow to import
         except ImportError as error:
@@ -47,39 +45,23 @@ def load_tfds(name: str, data_dir: str | Path) -> Dataset:
         try:
             builder = tfds.builder_from_directory(str(folder))
         except Exception as error:  # of protobuf, json, tfds: whatever a damaged file leads to
-            raise UserError(f"{folder}: not a prepared TFDS set ({_one_line(error)}); {_AGAIN}") from error
+            raise UserError(f"{folder}: not a prepared TFDS set ({one_line(error)}); {AGAIN}") from error
         class_names = _check_features(name, builder.info.features)
-        held_out = "test" if "test" in builder.info.splits else "validation"
-        missing = {"train", held_out} - set(builder.info.splits)
-        if missing:
+        held_out = _held_out(builder)
+        if held_out is None or "train" not in builder.info.splits:
             found = ", ".join(builder.info.splits) or "none"
-            raise UserError(f'tfds:{name}: needs splits "train" and "test" or "validation", found {found}')
+            raise UserError(f'tfds:{name}: needs splits "train" and "test" or "validation" with labels, found {found}')
+        if None in builder.info.features["image"].shape:
+            train, test = (TfdsImages(folder, split, len(class_names)) for split in ("train", held_out))
+            for images in (train, test):
+                images.check()
+            return StreamedDataset(f"tfds:{name}", folder, train, test, class_names)
         return Dataset(
             name=f"tfds:{name}",
             train=_read(builder, "train", len(class_names)),
             test=_read(builder, held_out, len(class_names)),
             class_names=class_names,
         )
-
-
-_AGAIN = "delete that folder and prepare it anew"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the hints that TFDS logs (OpenCV would be faster and the like) from the user."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _one_line(error: BaseException) -> str:
-    text = re.sub(r'^Failed to construct dataset "\w+", builder_kwargs ".*?}": ', "", str(error).strip())
-    return textwrap.shorten(text or type(error).__name__, 300)
 
 
 def _find_prepared(name: str, data_dir: Path) -> Path | None:
@@ -117,9 +99,9 @@ def _prepare(name: str, data_dir: Path) -> Path:
         hint += f"; prepared there: {found}" if found else ""
         raise UserError(f"tfds:{name}: not prepared in {data_dir}, and TFDS has no such set{hint}") from error
     except ImportError as error:  # some builders import TensorFlow at once
-        raise UserError(f"tfds:{name}: {_one_line(error)}; pip install 'resnet_jax[tfds]'") from error
+        raise UserError(f"tfds:{name}: {one_line(error)}; pip install 'resnet_jax[tfds]'") from error
     except Exception as error:  # AssertionError, ValueError: it has no such version or config
-        raise UserError(f"tfds:{name}: {_one_line(error)}") from error
+        raise UserError(f"tfds:{name}: {one_line(error)}") from error
     _check_features(name, builder.info.features)  # before a long download
     if find_spec("tensorflow") is None:
         # TFDS itself would start to download, and fail for want of TensorFlow only after that.
@@ -130,12 +112,12 @@ def _prepare(name: str, data_dir: Path) -> Path:
     try:
         builder.download_and_prepare()
     except Exception as error:  # network, disk, manual downloads: each builder has its own
-        raise UserError(f"tfds:{name}: could not be prepared in {data_dir} ({_one_line(error)})") from error
+        raise UserError(f"tfds:{name}: could not be prepared in {data_dir} ({one_line(error)})") from error
     return Path(builder.data_dir)
 
 
 def _check_features(name: str, features: Any) -> tuple[str, ...]:
-    """Return the class names, having checked that `features` are an image of fixed size and a label."""
+    """Return the class names, having checked that `features` are an image and a label."""
     import tensorflow_datasets as tfds
 
     def feature(key: str, kind: type) -> Any:
@@ -145,28 +127,25 @@ def _check_features(name: str, features: Any) -> tuple[str, ...]:
         return found
 
     image = feature("image", tfds.features.Image)
-    height, width, channels = image.shape
-    if image.np_dtype != np.uint8 or channels not in (1, 3):
+    if image.np_dtype != np.uint8 or image.shape[2] not in (1, 3):
         raise UserError(f"tfds:{name}: needs uint8 images of 1 or 3 channels, found {image}")
-    if height is None or width is None:
-        raise UserError(f"tfds:{name}: its images vary in size ({image}); needs one of fixed height and width")
     return tuple(feature("label", tfds.features.ClassLabel).names)
+
+
+def _held_out(builder: Any) -> str | None:
+    """Return the split to test on: the first of these that has labels."""
+    for split in ("test", "validation"):
+        if split in builder.info.splits and len(source := open_records(builder, split)):
+            with contextlib.suppress(Exception):  # a damaged file is reported when it is read
+                if source[0]["label"] < 0:
+                    continue
+            return split
+    return None
 
 
 def _read(builder: Any, split: str, num_classes: int) -> Split:
     """Decode a whole split into memory."""
-    folder = Path(builder.data_dir)
-    try:
-        source = builder.as_data_source(split)
-    except NotImplementedError as error:
-        raise UserError(
-            f"{folder}: prepared as {builder.info.file_format.value}, needs array_record; delete that folder"
-            " and prepare it anew, or choose another --data.dir"
-        ) from error
-    except ImportError as error:  # TFDS asks for array_record on Linux only
-        raise UserError(f"{folder}: {_one_line(error)}; pip install array_record") from error
-    except Exception as error:
-        raise UserError(f"{folder}: could not be opened ({_one_line(error)}); {_AGAIN}") from error
+    folder, source = Path(builder.data_dir), open_records(builder, split)
     shape = builder.info.features["image"].shape  # H, W, 1 or 3
     images = np.empty((len(source), *shape[:2], 3), np.uint8)
     labels = np.empty(len(source), np.int64)
@@ -180,7 +159,5 @@ def _read(builder: Any, split: str, num_classes: int) -> Split:
                 images[index] = record["image"]  # one channel is broadcast to three
                 labels[index] = record["label"]
         except Exception as error:
-            raise UserError(
-                f"{folder}: {split} images {start}..{stop - 1} could not be read ({_one_line(error)}); {_AGAIN}"
-            ) from error
+            raise unreadable(folder, split, start, stop, error) from error
     return make_split(images, labels, num_classes, f"{folder} ({split})")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from resnet_jax.config import Config, field_names, get_field
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.networks import Network
@@ -28,8 +29,11 @@ def missing_commands(
     seeds: int | None = None,
     protocol: ProtocolName | None = None,
     responses: bool = False,
+    curves: bool = False,
 ) -> list[Command]:
     """Return what is still to be done for a network.
+
+    An ImageNet network need not be trained here: imported weights fill a cell, too.
 
     Args:
       network: to be trained and tested.
@@ -38,17 +42,19 @@ def missing_commands(
       seeds: how often it is to be trained; None for as often as in the paper.
       protocol: that it is to be tested by, if it is.
       responses: whether its layer responses are to be measured.
+      curves: whether its training curves are needed, which imported weights do not have.
     """
     commands = []
     of_network = runs.of(network)
-    if network.is_cifar:
+    imports_do = not network.is_cifar and not curves
+    if network.is_trained and not (imports_do and of_network and not runs.trained(network)):
         done = {run.config.run.seed for run in runs.trained(network) if run.finished}
         missing = [seed for seed in range(seeds or network.seeds) if seed not in done]
         commands += [_train_command(network, seed, runs, data_dir) for seed in missing]
-    elif not of_network:
+    if imports_do and not of_network:
         name = network.name.removeprefix("imagenet_").rstrip("ABC")
-        arguments = ("-m", "resnet_jax", "import", "FILE", "--model", name, "--out", str(runs.root / network.name))
-        commands.append(Command(arguments, 0))
+        folder = runs.root / f"{network.name}_imported"
+        commands.append(Command(("-m", "resnet_jax", "import", "FILE", "--model", name, "--out", str(folder)), 0))
     for run in of_network:
         if protocol and run.result(protocol) is None and (run.source is not None or run.finished):
             commands.append(evaluation_command([run], protocol, data_dir))
@@ -71,9 +77,26 @@ def _train_command(network: Network, seed: int, runs: Runs, data_dir: str | None
     arguments = ["train.py", f"configs/{network.name}.py", "--run.workdir", str(folder)]
     if seed:
         arguments += ["--run.seed", str(seed)]
+    if begun:
+        arguments += _overrides(begun[0].config, network.config)
     done = begun[0].step if begun else 0
     images = (network.steps - done) * network.config.data.batch_size
     return Command((*arguments, *_data(data_dir)), network.multiply_adds * images * _BACKWARD)
+
+
+def _overrides(config: Config, recipe: Config) -> list[str]:
+    """Return the options by which a run differs from its network's configuration file: it must go on with them."""
+    options = []
+    for name in field_names():
+        value = get_field(config, name)
+        if value == get_field(recipe, name) or name in ("run.workdir", "run.seed", "run.steps"):
+            continue
+        group, field = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            options.append(f"--{group}.{field}" if value else f"--{group}.no-{field}")
+        else:
+            options += [f"--{group}.{field}", *map(str, value if isinstance(value, tuple) else [value])]
+    return options
 
 
 def evaluation_command(members: Sequence[Run], protocol: ProtocolName, data_dir: str | None) -> Command:

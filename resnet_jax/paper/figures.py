@@ -111,7 +111,9 @@ def make_curves(name: str, runs: Runs, data_dir: str | None) -> Artefact:
         figure.suptitle(caveat[0].upper() + caveat[1:], fontsize="medium")
         notes.append(f"No run is finished: {caveat}.")
     rows = [_run_row(run) for run in shown]
-    commands = [command for network in networks for command in missing_commands(network, runs, data_dir, seeds=1)]
+    commands = [
+        command for network in networks for command in missing_commands(network, runs, data_dir, seeds=1, curves=True)
+    ]
     points: list[tuple[str, ...]] = [("network", "workdir", "kind", "step", "error_percent")]
     for run in shown:
         for kind in ("train", "test"):

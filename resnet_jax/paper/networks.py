@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, difference
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, difference, get_field
 from resnet_jax.experiment import build_model
+from resnet_jax.paper.recipes import imagenet_recipe
 
 # What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).
-_OPEN = {
-    "cifar10": ("run.seed",),
-    "imagenet": ("run.seed", "optim.boundaries", "data.padding", "data.mean", "data.std"),
-}
+_OPEN = {"cifar10": ("run.seed",), "imagenet": ("run.seed", "optim.boundaries", "optim.plateau_patience")}
+# What measuring that takes: images that are held out.
+_OPEN_WITH_PLATEAUS = ("optim.schedule", "data.validation_size", "data.split_seed")
 # Multiply-adds of an image, in 1e9: Table 1, and for CIFAR 40.8e6 for 20 layers, in proportion to the depth.
 _MULTIPLY_ADDS = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3, 16: 15.3}
 _MULTIPLY_ADDS_OF_A_CIFAR_LAYER = 0.0408 / 20
@@ -55,6 +55,11 @@ class Network:
         return self.config.data.name == "cifar10"
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the paper trains it; it compares with VGG as others trained it."""
+        return self.config.model.family != "vgg"
+
+    @property
     def test_images(self) -> int:
         """CIFAR-10's test set, or ImageNet's validation set."""
         return 10_000 if self.is_cifar else 50_000
@@ -78,7 +83,7 @@ class Network:
     def is_of(self, config: Config) -> bool:
         """Tell whether `config` has this network and data set, however it is trained."""
         same = ("family", "depth", "shortcut")
-        return config.data.name == self.config.data.name and all(
+        return _data_set(config.data.name) == self.config.data.name and all(
             getattr(config.model, name) == getattr(self.config.model, name) for name in same
         )
 
@@ -98,20 +103,34 @@ class Network:
 
     def deviation(self, config: Config) -> str | None:
         """Name the first field in which a run is not the paper's experiment, or return None."""
-        theirs = config
-        for field in _OPEN[self.config.data.name]:
-            group, name = field.split(".")
-            ours = getattr(getattr(self.config, group), name)
-            theirs = dataclasses.replace(theirs, **{group: dataclasses.replace(getattr(theirs, group), **{name: ours})})
+        theirs = _replace(config, "data.name", _data_set(config.data.name))
+        plateaus = not self.is_cifar and config.optim.schedule == "plateau"
+        for field in (*_OPEN[self.config.data.name], *(_OPEN_WITH_PLATEAUS if plateaus else ())):
+            theirs = _replace(theirs, field, get_field(self.config, field))
         return difference(theirs, self.config)
+
+
+def is_imagenet(name: str) -> bool:
+    """Tell whether a data set is ImageNet 2012, in folders or as that of TensorFlow Datasets in any version."""
+    return name == "imagenet" or name.split(":")[:2] == ["tfds", "imagenet2012"]
+
+
+def _data_set(name: str) -> str:
+    return "imagenet" if is_imagenet(name) else name
+
+
+def _replace(config: Config, field: str, value: Any) -> Config:
+    group, name = field.split(".")
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
 
 
 def _cifar(depth: int, kind: Literal["plain", "resnet"]) -> Network:
     warm_up = OptimConfig(warmup="steps", warmup_learning_rate=0.01, warmup_steps=400)  # Sec. 4.2
+    loops = depth == 1202  # without them compiling takes too long; remat is for the memory
     return Network(
         f"cifar10_{kind}{depth}",
         Config(
-            model=ModelConfig(depth=depth, shortcut="none" if kind == "plain" else "A"),
+            model=ModelConfig(depth=depth, shortcut="none" if kind == "plain" else "A", scan_blocks=loops, remat=loops),
             optim=warm_up if depth >= 110 and kind == "resnet" else OptimConfig(),
         ),
         seeds=5 if (depth, kind) == (110, "resnet") else 1,  # Table 6
@@ -121,14 +140,7 @@ def _cifar(depth: int, kind: Literal["plain", "resnet"]) -> Network:
 def _imagenet(depth: int, shortcut: Literal["none", "A", "B", "C"]) -> Network:
     kind = "plain" if shortcut == "none" else "resnet"
     option = shortcut if depth == 34 and kind == "resnet" else ""
-    return Network(
-        f"imagenet_{kind}{depth}{option}",
-        Config(
-            model=ModelConfig(family="imagenet", depth=depth, shortcut=shortcut, bn_group_size=32),
-            data=DataConfig(name="imagenet", batch_size=256),
-            run=RunConfig(steps=600_000),  # Sec. 3.4: "up to 60 x 10^4 iterations"
-        ),
-    )
+    return Network(f"imagenet_{kind}{depth}{option}", imagenet_recipe(depth, shortcut))
 
 
 _VGG16 = Network("imagenet_vgg16", Config(model=ModelConfig(family="vgg", depth=16), data=DataConfig(name="imagenet")))

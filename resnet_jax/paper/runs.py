@@ -93,7 +93,14 @@ class Run:
         ]
         if protocol == "single":
             results += [
-                Result(record["error"], None, record["step"], record["images"], record["time"], self.device)
+                Result(
+                    record["error"],
+                    record.get("top5_error"),
+                    record["step"],
+                    record["images"],
+                    record["time"],
+                    self.device,
+                )
                 for record in self.records
                 if record["kind"] == "test"
             ]

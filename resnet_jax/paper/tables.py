@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
 from resnet_jax.paper.commands import evaluation_command, missing_commands
-from resnet_jax.paper.networks import NETWORKS, Network
+from resnet_jax.paper.networks import NETWORKS, Network, is_imagenet
 from resnet_jax.paper.runs import Result, Run, Runs
 from resnet_jax.views import ProtocolName
 
@@ -214,7 +214,7 @@ def make_table5(runs: Runs, data_dir: str | None) -> Artefact:
         ("PReLU-net", "4.94", "", "", "", ""),
         ("BN-inception", "4.82", "", "", "", ""),
     ]
-    ensembles = [record for record in runs.ensembles() if record["data"] == "imagenet"]
+    ensembles = [record for record in runs.ensembles() if is_imagenet(record["data"])]
     for record in sorted(ensembles, key=lambda record: record["top5_error"]):
         names = ", ".join(Path(member["workdir"]).name for member in record["members"])
         result = Result(record["top1_error"], record["top5_error"], 0, record["count"], record["time"], "")

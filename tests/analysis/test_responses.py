@@ -165,7 +165,7 @@ def workdir(tmp_path_factory):
     config = Config(model=ModelConfig(depth=8, scan_blocks=True), data=DataConfig(name="digits", eval_batch_size=100))
     dataset = load_dataset("digits", "data")
     model = build_model(config.model, dataset.num_classes)
-    state = create_train_state(build_optimizer(config.optim)[0], random_variables(model))
+    state = create_train_state(build_optimizer(config.optim, config.run.steps)[0], random_variables(model))
     preprocessing = Preprocessing(np.full(3, 0.5, np.float32), np.ones(3, np.float32))
     create_workdir(path, config, Inputs(dataset.image_shape, dataset.class_names, preprocessing), state)
     return path

@@ -78,13 +78,18 @@ def test_split_validation_refuses(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("cifar-10", "did you mean 'cifar10'"), ("digit", "did you mean 'digits'"), ("xyz", "choose")],
+    [
+        ("cifar-10", "did you mean 'cifar10'"),
+        ("digit", "did you mean 'digits'"),
+        ("ImageNet", "did you mean 'imagenet'"),
+        ("xyz", "choose"),
+    ],
 )
 def test_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"unknown data set '{name}'.*{hint}"):
         load_dataset(name, "/nowhere")
 
 
-def test_imagenet_says_what_can_be_done_instead() -> None:
-    with pytest.raises(UserError, match="ImageNet cannot be trained on yet"):
-        load_dataset("imagenet", "data")
+def test_imagenet_says_what_is_not_there() -> None:
+    with pytest.raises(UserError, match="no folder /nowhere/train: the data folder must hold train/CLASS/FILE"):
+        load_dataset("imagenet", "/nowhere")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import pathlib
+import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,14 +16,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import encoded
 
-from resnet_jax.data import load_dataset, tfds_source
+from resnet_jax.data import Dataset, StreamedDataset, load_test_images, tfds_records, tfds_source
+from resnet_jax.data import load_dataset as load_any_dataset
+from resnet_jax.data.decode import BrokenImageError, decode
+from resnet_jax.data.shards import write_shard
 from resnet_jax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")
 
 FIXTURES = pathlib.Path(__file__).resolve().parents[1] / "fixtures"
 PREPARED = FIXTURES / "tfds"
+
+
+def load_dataset(name: str, data_dir: pathlib.Path) -> Dataset:
+    dataset = load_any_dataset(name, data_dir)
+    assert isinstance(dataset, Dataset)  # all but the last tests are about sets in memory
+    return dataset
 
 
 def fixture_maker() -> types.ModuleType:
@@ -95,7 +107,7 @@ def test_several_configs(tmp_path: pathlib.Path) -> None:
         ("mnist:9.9.9", r"tfds:mnist:9\.9\.9: .*only: 3\.0\.1"),
         ("cifar10/xx", "tfds:cifar10/xx: BuilderConfig xx not found"),
         ("ag_news_subset", 'tfds:ag_news_subset: needs a feature "image" of type Image, found None'),
-        ("imagenet2012", r"tfds:imagenet2012: its images vary in size"),
+        ("imagenet2012", r"tfds:imagenet2012 is not prepared in .*/tfds: .*pip install 'resnet_jax\[tfds\]'"),
         ("../tiny", "expected tfds:NAME"),
         ("", "expected tfds:NAME"),
     ],
@@ -175,7 +187,6 @@ TRAIN = "tiny-train.array_record-00000-of-00001"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change_feature("shape", to={"dimensions": ["-1", "-1", "3"]}), "images vary in size"),
         (change_feature("shape", to={"dimensions": ["8", "8", "4"]}), "1 or 3 channels"),
         (
             change_feature("shape", to={"dimensions": ["9", "9", "3"]}),
@@ -183,7 +194,7 @@ TRAIN = "tiny-train.array_record-00000-of-00001"
         ),
         (change_feature("shape", to={"dimensions": ["8", "8", "1"]}), r"train images 0\.\.19 could not be read"),
         (edit_json("features.json", drop_label), 'needs a feature "label" of type ClassLabel, found None'),
-        (edit_json("dataset_info.json", drop_test), '"test" or "validation", found train'),
+        (edit_json("dataset_info.json", drop_test), '"test" or "validation" with labels, found train'),
         (edit_json("dataset_info.json", name_it_tfrecord), "1.0.0: prepared as tfrecord, needs array_record"),
         (overwrite("dataset_info.json", b"{"), "1.0.0: not a prepared TFDS set"),
         (overwrite("features.json", b"[]"), "1.0.0: not a prepared TFDS set"),
@@ -199,3 +210,113 @@ def test_damaged(damage: Callable[[pathlib.Path], None], message: str, tmp_path:
     damage(folder)
     with pytest.raises(UserError, match=message):
         load_dataset("tfds:tiny", tmp_path)
+
+
+# --- images that vary in size
+
+
+def example(image: bytes, label: int) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    record = tf_example_pb2.Example()
+    record.features.feature["image"].bytes_list.value.append(image)
+    record.features.feature["label"].int64_list.value.append(label)
+    record.features.feature["file_name"].bytes_list.value.append(b"as ImageNet has it")
+    return record.SerializeToString()
+
+
+LABELS = {"train": [2, 0, 1, 1, 0], "test": [1, 0, 2, 1], "validation": [0, 2, 1]}
+IMAGES = {
+    split: [encoded(f"{split}{i}", 10 + i, 20, format="PNG" if i == 1 else "JPEG") for i in range(len(labels))]
+    for split, labels in LABELS.items()
+}
+
+
+def prepare(data_dir: pathlib.Path, splits: tuple[str, ...], labels: dict[str, list[int]] = LABELS) -> pathlib.Path:
+    """Write the set "many" as TFDS prepares one, in shards of two images; return its folder."""
+    folder = data_dir / "many" / "1.0.0"
+    shutil.copytree(PREPARED / "tiny" / "1.0.0", folder, ignore=shutil.ignore_patterns("*array_record*"))
+    change_feature("shape", to={"dimensions": ["-1", "-1", "3"]})(folder)
+    infos = []
+    for split in splits:
+        records = [example(image, label) for image, label in zip(IMAGES[split], labels[split], strict=True)]
+        shards = [records[i : i + 2] for i in range(0, len(records), 2)]
+        for number, shard in enumerate(shards):
+            write_shard(folder / f"many-{split}.array_record-{number:05}-of-{len(shards):05}", shard)
+        lengths = [str(len(shard)) for shard in shards]
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        infos.append({"name": split, "shardLengths": lengths, "numBytes": "1", "filepathTemplate": template})
+    edit_json("dataset_info.json", lambda info: info.update(name="many", splits=infos))(folder)
+    return folder
+
+
+def load_streamed(data_dir: pathlib.Path) -> StreamedDataset:
+    dataset = load_any_dataset("tfds:many", data_dir)
+    assert isinstance(dataset, StreamedDataset)
+    return dataset
+
+
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_streams(tmp_path: pathlib.Path, held_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepare(tmp_path, ("train", held_out))
+    dataset = load_streamed(tmp_path)
+    assert (dataset.name, dataset.folder, dataset.class_names) == ("tfds:many", folder, ("ant", "bee", "cow"))
+    monkeypatch.setattr(tfds_records, "BATCH", 2)  # does not divide 5
+    for images, split in ((dataset.train, "train"), (dataset.test, held_out)):
+        expected = list(zip(IMAGES[split], LABELS[split], strict=True))
+        for copy in (images, pickle.loads(pickle.dumps(images))):  # the files that are open cannot be pickled
+            assert [copy.read(index) for index in range(len(copy))] == expected
+            assert all(type(content) is bytes and type(label) is int for content, label in [copy.read(0)])
+            assert copy.labels.tolist() == LABELS[split]
+            assert copy.labels.dtype == np.int32
+        assert len(pickle.dumps(images)) < 1000  # without what it has read for itself
+    test = load_test_images("tfds:many", tmp_path)
+    assert test.ids[:2] == (f"{held_out}/0", f"{held_out}/1")
+    assert test.labels.tolist() == LABELS[held_out]
+    np.testing.assert_array_equal(test.images[1], decode(IMAGES[held_out][1]))
+
+
+def test_a_test_split_without_labels(tmp_path: pathlib.Path) -> None:
+    """As in imagenet2012:5.1.0, where all are -1."""
+    prepare(tmp_path, ("train", "test", "validation"), LABELS | {"test": [-1] * 4})
+    assert load_streamed(tmp_path).test.labels.tolist() == LABELS["validation"]
+    shutil.rmtree(tmp_path / "many")
+    prepare(tmp_path, ("train", "test"), LABELS | {"test": [-1] * 4})
+    with pytest.raises(
+        UserError, match='needs splits "train" and "test" or "validation" with labels, found train, test'
+    ):
+        load_streamed(tmp_path)
+
+
+def test_wrong_labels(tmp_path: pathlib.Path) -> None:
+    prepare(tmp_path, ("train", "test"), LABELS | {"test": [0, 3, 1, 2]})
+    test = load_streamed(tmp_path).test
+    assert test.read(0) == (IMAGES["test"][0], 0)
+    with pytest.raises(BrokenImageError, match=r"its label 3 is outside 0\.\.2"):
+        test.read(1)
+    with pytest.raises(UserError, match=r"many/1\.0\.0 \(test\): labels outside 0\.\.2; delete that folder"):
+        _ = test.labels
+
+
+@pytest.mark.parametrize("damage", [pathlib.Path.unlink, lambda path: path.write_bytes(b"x" * 131072)])
+def test_damaged_shard(tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], object]) -> None:
+    shard = prepare(tmp_path, ("train", "test")) / "many-train.array_record-00001-of-00003"
+    train = load_streamed(tmp_path).train
+    damage(shard)
+    with pytest.raises(UserError, match=f"{shard}: unreadable shard"):
+        load_streamed(tmp_path)
+    with pytest.raises(BrokenImageError):
+        train.read(2)
+    with pytest.raises(UserError, match=r"many/1\.0\.0: train images 0\.\.4 could not be read"):
+        _ = train.labels
+    assert train.read(4) == (IMAGES["train"][4], 0)
+
+
+def test_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet has 1024 files for training, and the usual limit of open files is 1024."""
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.append(new))
+    for limit in ((1024, 1_000_000), (1024, 2000), (1024, resource.RLIM_INFINITY), (4096, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: limit)
+        tfds_records._allow_open_files(1024)
+    assert limits == [(2560, 1_000_000), (2000, 2000), (2560, resource.RLIM_INFINITY)]

@@ -1,14 +1,22 @@
 """paper --train: which commands run, in which order, and what the budget does to them."""
 
+import dataclasses
 import json
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
+from resnet_jax.command_line import load_config
+from resnet_jax.config import to_json
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command
-from resnet_jax.paper.commands import fill
+from resnet_jax.paper.commands import fill, missing_commands
+from resnet_jax.paper.networks import NETWORKS
+from resnet_jax.paper.runs import find_runs
+
+ROOT = Path(__file__).parents[2]
 
 
 def artefact(*found):
@@ -83,3 +91,30 @@ def test_without_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--train runs train.py, which is not here"):
         fill(lambda: artefact(), None, print)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("imagenet_resnet50", ""),
+        ("imagenet_resnet50", "--data.name tfds:imagenet2012:5.1.0 --data.dir /large --optim.boundaries 200000 400000"
+         " --optim.accumulation-steps 4 --model.remat --run.seed 3 --run.steps 70"),
+        ("imagenet_resnet18", "--optim.schedule plateau --data.validation-size 50000 --optim.boundaries"
+         " --run.steps-per-dispatch 5"),
+        ("cifar10_resnet1202", "--model.no-remat"),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, name, args):
+    monkeypatch.chdir(ROOT)  # commands are meant from there
+    begun = load_config([f"configs/{name}.py", "--run.workdir", str(tmp_path / "begun"), *args.split()])
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text(to_json(begun))
+    runs = find_runs(tmp_path)
+    assert runs.left_out == ()
+    commands = missing_commands(NETWORKS[name], runs, None, seeds=begun.run.seed + 1)
+    program, *arguments = commands[-1].arguments
+    whole = dataclasses.replace(begun, run=dataclasses.replace(begun.run, steps=NETWORKS[name].steps))
+    assert program == "train.py"
+    assert load_config(arguments) == whole
+    moved = missing_commands(NETWORKS[name], runs, "elsewhere", seeds=begun.run.seed + 1)[-1]
+    assert load_config(moved.arguments[1:]).data.dir == "elsewhere"

@@ -16,13 +16,17 @@ from resnet_jax.config import OptimConfig, to_json
 from resnet_jax.errors import UserError
 from resnet_jax.paper.make import make
 from resnet_jax.paper.networks import NETWORKS
+from resnet_jax.paper.runs import find_runs
 
 DAY = 1_700_000_000  # 2023-11-14
 
 
-def write_run(root, name, *, folder=None, seed=0, train=(), test=(), source=None, evaluations=(), optim=None):
+def write_run(
+    root, name, *, folder=None, seed=0, train=(), test=(), source=None, evaluations=(), optim=None, data=None
+):
     """Write a work directory as training, import and eval.py would; `train` and `test` are (step, error) pairs."""
     config = NETWORKS[name].config
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data or config.data.name))
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed), optim=optim or config.optim)
     workdir = root / (folder or name)
     (workdir / "checkpoints").mkdir(parents=True)
@@ -41,7 +45,7 @@ def write_run(root, name, *, folder=None, seed=0, train=(), test=(), source=None
     lines = [
         {
             "time": DAY if members else DAY + i, "platform": "cpu", "device": "Xeon", "devices": 1,
-            "protocol": protocol, "data": "imagenet", "count": 10_000 if name.startswith("cifar") else 50_000,
+            "protocol": protocol, "data": config.data.name, "count": 10_000 if name.startswith("cifar") else 50_000,
             "members": [{"workdir": member, "step": 0, "scales": scales} for member in members or [str(workdir)]],
             "top1_error": top1, "top5_error": top5,
         }
@@ -143,8 +147,55 @@ def test_tables_of_imagenet(runs):
     ]  # fmt: skip
     commands = [str(command) for command in table3.commands]
     assert f"python eval.py {runs / 'imagenet_resnet34B'} --protocol 10crop" in commands
-    assert f"python -m resnet_jax import FILE --model resnet101 --out {runs / 'imagenet_resnet101'}" in commands
+    train = f"python train.py configs/imagenet_resnet101.py --run.workdir {runs / 'imagenet_resnet101'}"
+    alternative = f"python -m resnet_jax import FILE --model resnet101 --out {runs / 'imagenet_resnet101_imported'}"
+    assert [command for command in commands if "101" in command] == [alternative, train]
+    assert [command for command in commands if "vgg16" in command] == [
+        f"python -m resnet_jax import FILE --model vgg16 --out {runs / 'imagenet_vgg16_imported'}"
+    ]  # the paper does not train it
+    assert not any("train.py" in command for command in commands if "34B" in command)  # imported
     assert not any("resnet50" in command for command in commands)
+    assert [command.complete for command in table3.commands if "FILE" in command.arguments] == [False] * 6
+    order = [command.arguments[1] for command in table2.commands if command.arguments[0] == "train.py"]
+    assert order == [f"configs/imagenet_{name}.py" for name in ("resnet18", "plain34", "resnet34A")]
+
+
+def test_networks_trained_on_imagenet(tmp_path):
+    write_run(tmp_path, "imagenet_resnet50", train=[(1_000, 80.0)], test=[(5_000, 70.0)])
+    write_run(tmp_path, "imagenet_resnet50", folder="imported", source="x.pth",
+              evaluations=[("10crop", [256], 22.9, 6.75, None)])  # fmt: skip
+    write_run(tmp_path, "imagenet_resnet101", test=[(600_000, 24.0)])
+    table = make("table3", tmp_path)
+    commands = [str(command) for command in table.commands]
+    assert f"python train.py configs/imagenet_resnet50.py --run.workdir {tmp_path / 'imagenet_resnet50'}" in commands
+    assert [command for command in commands if "101" in command] == [
+        f"python eval.py {tmp_path / 'imagenet_resnet101'} --protocol 10crop"
+    ]
+    assert rows_of(table, "ResNet-101")[0]["top-1 error, ours"] == ""  # 24.0 is of single views
+
+
+def test_tfds_in_any_version_is_imagenet(tmp_path):
+    tfds = "tfds:imagenet2012:5.1.0"
+    members = [str(tmp_path / "imagenet_resnet50"), str(tmp_path / "imagenet_resnet101")]
+    write_run(tmp_path, "imagenet_resnet50", data=tfds, test=[(600_000, 24.0)], evaluations=[
+        ("10crop", [256], 22.9, 6.75, None), ("multiscale", SCALES, 19.0, 4.2, members)
+    ])  # fmt: skip
+    (resnet50,) = rows_of(make("table3", tmp_path), "ResNet-50")
+    assert resnet50["top-1 error, ours"] == "22.90"
+    assert rows_of(make("table5", tmp_path), "ResNet (ILSVRC'15)")[0]["top-5 error, ours (validation)"] == "4.20"
+    write_run(tmp_path, "imagenet_resnet50", folder="other", data="tfds:imagenet2012_subset", test=[(600_000, 24.0)])
+    left_out = "imagenet 50, shortcut B, on tfds:imagenet2012_subset is not in the paper"
+    assert any(left_out in note for note in make("table3", tmp_path).notes)
+
+
+def test_the_top5_error_that_a_run_records_itself(tmp_path):
+    workdir = write_run(tmp_path, "imagenet_resnet50", test=[(5_000, 70.0)])
+    (run,) = find_runs(tmp_path).found
+    assert run.result("single").top5_error is None  # of an older version
+    records = (workdir / "metrics.jsonl").read_text()
+    (workdir / "metrics.jsonl").write_text(records.replace('"error": 70.0', '"error": 70.0, "top5_error": 45.0'))
+    (run,) = find_runs(tmp_path).found
+    assert (run.result("single").top1_error, run.result("single").top5_error) == (70.0, 45.0)
 
 
 def test_table5(runs, tmp_path):
@@ -153,7 +204,8 @@ def test_table5(runs, tmp_path):
     assert row["networks"] == "2: imagenet_resnet50, imagenet_resnet34B"
     empty = make("table5", tmp_path)
     assert rows_of(empty, "ResNet (ILSVRC'15)")[0]["top-5 error, ours (validation)"] == ""
-    assert len(empty.commands) == 7  # of 18, 34 (A, B, C), 50, 101 and 152 layers
+    # Of 18, 34 (A, B, C), 50, 101 and 152 layers: to be imported or trained.
+    assert [command.complete for command in empty.commands] == [False] * 7 + [True] * 7
 
 
 def test_table1():
@@ -206,6 +258,10 @@ def test_figure1_and_figure4(runs):
     assert left.get_ylim() == (20, 60)
     assert lines_of(left)["plain-18"] == [("C0", "-", [(60, 28.5)])]
     assert [text.get_text() for text in right.texts] == ["no run"]
+    commands = make("figure4", runs).commands
+    assert [command.arguments[1] for command in commands] == [
+        f"configs/imagenet_{name}.py" for name in ("resnet18", "plain34", "resnet34A")
+    ]  # imported weights would have no curves
 
 
 def test_unfinished_runs_are_marked(tmp_path):

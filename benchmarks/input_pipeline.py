@@ -1,0 +1,243 @@
+"""Measure reading, decoding and cropping beside a plain loader: python -m benchmarks.input_pipeline DIR.
+
+DIR holds train/CLASS/FILE and val/. Every row is measured in the same run, in turns, on the same files, which the
+operating system keeps in memory. The plain loader is what Pillow and PyTorch's DataLoader give without further thought:
+decode, resize the whole image, crop, mirror. Without PyTorch its end-to-end row is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.machine import describe
+from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.data.decode import decode, decode_window, open_image
+from resnet_jax.data.encoded import EncodedImages
+from resnet_jax.data.image_folder import list_train
+from resnet_jax.data.pack import PackOptions, pack
+from resnet_jax.data.packed import load_packed
+from resnet_jax.data.stream import training_batches
+from resnet_jax.data.windows import scale_window
+from resnet_jax.errors import UserError
+from resnet_jax.runtime import cores
+
+_SIZE, _SHORTER_SIDE = 224, (256, 480)  # Sec. 3.4
+_WARM_UP = 2  # batches of each worker before the clock
+
+
+class Row(NamedTuple):
+    """One measurement.
+
+    Attributes:
+      name: what is measured.
+      peer: name of the row of the plain loader that it is compared with.
+      per_core: images/s and core, of each round.
+    """
+
+    name: str
+    peer: str
+    per_core: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.per_core)
+
+
+def main(args: Sequence[str]) -> int:
+    """Measure and print a table."""
+    parser = ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__, allow_abbrev=False)
+    parser.add_argument("dir", type=Path, metavar="DIR", help="folder with train/CLASS/FILE and val/")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each row (default 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch, end to end (default 32)")
+    parser.add_argument("--workers", type=int, help="processes, end to end (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    options = parser.parse_args(args)
+    for name in ("rounds", "seconds", "batch_size", "workers"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0; got {value:g}")
+    workers = options.workers or cores()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
+        rows = measure(options.dir, Path(temporary), options.rounds, options.seconds, options.batch_size, workers)
+    result = {
+        "command": shlex.join(["python", "-m", "benchmarks.input_pipeline", *args]),
+        "machine": describe(),
+        "workers": workers,
+        "rows": [{**row._asdict(), "ratio": _ratio(row, rows)} for row in rows],
+    }
+    print(json.dumps(result) if options.json else to_text(result))
+    return 0
+
+
+def measure(source: Path, temporary: Path, rounds: int, seconds: float, batch_size: int, workers: int) -> list[Row]:
+    """Measure every row in turns.
+
+    Args:
+      source: folder of images.
+      temporary: folder for the packed ones.
+      rounds: turns of each row.
+      seconds: of each turn.
+      batch_size: of the rows end to end.
+      workers: processes of the rows end to end; the others are measured in this one.
+    """
+    folder, _ = list_train(source)
+    packed = {}
+    for form in ("jpeg", "raw"):
+        pack(source, temporary / form, PackOptions(format=form), workers=workers)
+        packed[form] = load_packed("folder", temporary / form).train
+    single: list[tuple[str, str, Callable[[int], object]]] = [
+        ("plain: decode", "plain: decode", lambda index: np.asarray(_plain_open(folder, index))),
+        ("decode", "plain: decode", lambda index: decode(folder.read(index)[0])),
+        ("plain: decode, resize, crop", "plain: decode, resize, crop", lambda index: plain_view(folder, index)),
+        ("decode + jitter", "plain: decode, resize, crop", _Jitter(folder)),
+        ("packed + jitter", "plain: decode, resize, crop", _Jitter(packed["jpeg"])),
+        ("packed raw + jitter", "plain: decode, resize, crop", _Jitter(packed["raw"])),
+    ]
+    rows = [Row(name, peer, []) for name, peer, _ in single]
+    sources = {"folder": folder, "packed": packed["jpeg"], "packed raw": packed["raw"]}
+    loaders: list[tuple[Row, Callable[[], Any]]] = []
+    if find_spec("torch"):
+        plain = partial(_plain_batches, folder, batch_size, workers)
+        loaders.append((Row("end to end, plain", "end to end, plain", []), plain))
+    for name, images in sources.items():
+        ours = partial(_our_batches, images, batch_size, workers)
+        loaders.append((Row(f"end to end, {name}", "end to end, plain", []), ours))
+    for _ in range(rounds):
+        for row, (_, _, view) in zip(rows, single, strict=True):
+            row.per_core.append(_images_per_second(view, len(folder), seconds))
+        for row, begin in loaders:
+            row.per_core.append(_batches_per_second(begin, seconds, workers) * batch_size / workers)
+    return rows + [row for row, _ in loaders]
+
+
+class _Jitter:
+    """Our training view of an image, in this process."""
+
+    def __init__(self, images: EncodedImages):
+        self._images, self._window = images, scale_window(_SIZE, _SHORTER_SIDE)
+
+    def __call__(self, index: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=np.array([0, index], np.uint64)))
+        image = open_image(self._images.read(index)[0])
+        pixels = decode_window(image, self._window(rng, *image.size), _SIZE)
+        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def _plain_open(images: EncodedImages, index: int) -> Image.Image:
+    with Image.open(images.names.path(images.root, index)) as image:  # type: ignore[attr-defined]
+        return image.convert("RGB")
+
+
+def plain_view(images: EncodedImages, index: int) -> np.ndarray:
+    """Resize the whole image, crop it and mirror it, as torchvision's transforms do one after the other."""
+    image = _plain_open(images, index)
+    shorter = random.randint(*_SHORTER_SIDE)
+    side = min(image.size)
+    width, height = (length * shorter // side for length in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = random.randint(0, width - _SIZE), random.randint(0, height - _SIZE)
+    image = image.crop((left, top, left + _SIZE, top + _SIZE))
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)
+
+
+class _PlainDataset:
+    """What PyTorch's DataLoader takes."""
+
+    def __init__(self, images: EncodedImages):
+        self._images = images
+
+    def __len__(self) -> int:
+        return 1_000_000  # so that no epoch ends in a turn
+
+    def __getitem__(self, index: int) -> Any:
+        return plain_view(self._images, index % len(self._images)), index
+
+
+def _plain_batches(images: EncodedImages, batch_size: int, workers: int) -> Iterator[Any]:
+    from torch.utils.data import DataLoader
+
+    dataset: Any = _PlainDataset(images)
+    yield from DataLoader(dataset, batch_size, shuffle=True, num_workers=workers, prefetch_factor=2)
+
+
+def _our_batches(images: EncodedImages, batch_size: int, workers: int) -> Iterator[Any]:
+    with training_batches(
+        images,
+        scale_window(_SIZE, _SHORTER_SIDE),
+        size=_SIZE,
+        flip=True,
+        batch_size=batch_size,
+        seed=0,
+        step=0,
+        workers=workers,
+    ) as batches:
+        yield from batches
+
+
+def _images_per_second(view: Callable[[int], object], images: int, seconds: float) -> float:
+    """Go through the images over and over; only whole passes count, since images differ in size."""
+    done, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        for index in range(images):
+            view(index)
+        done += images
+    return done / elapsed
+
+
+def _batches_per_second(begin: Callable[[], Any], seconds: float, workers: int) -> float:
+    batches = begin()
+    try:
+        for _ in range(_WARM_UP * workers):
+            next(batches)
+        done, began = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - began) < seconds:
+            next(batches)
+            done += 1
+        return done / elapsed
+    finally:
+        batches.close()
+
+
+def _ratio(row: Row, rows: list[Row]) -> float | None:
+    """Compare with the plain loader, if that was measured."""
+    peers = [peer for peer in rows if peer.name == row.peer]
+    return row.median / peers[0].median if peers else None
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """Return a Markdown table."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cores']} cores of {machine['cpu']}; end to end with {result['workers']} worker processes;"
+        f" Python {machine['python']}; {result['command']}",
+        "",
+        "| | images/s and core | lowest to highest | to the plain loader |",
+        "|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        low, high = min(row["per_core"]), max(row["per_core"])
+        is_peer = row["name"] == row["peer"]
+        ratio = "" if is_peer or row["ratio"] is None else f"{row['ratio']:.2f}"
+        median = statistics.median(row["per_core"])
+        lines.append(f"| {row['name']} | {median:,.0f} | {low:,.0f} to {high:,.0f} | {ratio} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,8 @@
+"""ResNet-34, option A, on ImageNet: the paper's Tables 2 and 3 and Fig. 4 (right)."""
+
+from resnet_jax.config import Config
+from resnet_jax.paper.recipes import imagenet_recipe
+
+
+def get_config() -> Config:
+    return imagenet_recipe(depth=34, shortcut="A")

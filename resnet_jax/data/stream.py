@@ -1,0 +1,224 @@
+"""Batches of images that are read, decoded and cropped by grain, each a pure function of (seed, step).
+
+The position in the data is the step: nothing else has to be saved. Batches do not depend on the number of worker
+processes, and the batches of all hosts together not on the number of hosts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import grain
+import numpy as np
+from absl import flags
+
+from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
+from resnet_jax.data.encoded import EncodedImages
+from resnet_jax.data.processes import follow_parent
+from resnet_jax.data.windows import RandomWindow
+from resnet_jax.errors import UserError
+from resnet_jax.runtime import cores
+from resnet_jax.views import Protocol, views
+
+T = TypeVar("T")
+
+_AHEAD = 2  # batches that each worker prepares
+_TRIES = 100  # images in a row that may be broken
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of each batch this process reads: the part `index` of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+
+_WHOLE = Share()
+
+
+class HostBatch(NamedTuple):
+    """This process's rows of a batch as NumPy arrays, or the whole batch on the devices.
+
+    Attributes:
+      images: uint8 [N, H, W, 3].
+      labels: int32 [N].
+      broken: int32 [N]: -1, or the number of the image that could not be read. In training another one stands in its
+        place.
+      mask: bool [N]: False for what must not count: broken images, and the rows that fill up the last batch.
+    """
+
+    images: Any
+    labels: Any
+    broken: Any
+    mask: Any
+
+
+class ReadAhead(Generic[T]):
+    """An iterator over what worker processes prepare; close it, or use it as a context manager, to end them."""
+
+    def __init__(self, iterator: Any, make: Callable[..., T]):
+        self._iterator, self._make = iterator, make
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
+        return self._make(*(np.array(array) for array in next(self._iterator)))
+
+    def __enter__(self) -> ReadAhead[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; a second call does nothing."""
+        if self._iterator is None:
+            return
+        self._iterator.close()
+        self._iterator = None
+        gc.collect()  # grain's iterators are cycles, and hold the last element in shared memory
+
+
+Batches = ReadAhead[HostBatch]
+
+
+def read_ahead(dataset: grain.MapDataset, make: Callable[..., T], workers: int | None) -> ReadAhead[T]:
+    """Compute the elements of `dataset` ahead, in order.
+
+    Args:
+      dataset: of elements that each take a while: tuples of arrays.
+      make: called with the arrays of each element, in this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    workers = cores() if workers is None else workers
+    if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
+        flags.FLAGS.mark_as_parsed()
+    threads = 1 if workers else cores()
+    elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
+        elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
+    return ReadAhead(iter(elements), make)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    del index, count
+    follow_parent()
+
+
+def training_batches(
+    images: EncodedImages,
+    window: RandomWindow,
+    *,
+    size: int,
+    flip: bool,
+    batch_size: int,
+    seed: int,
+    step: int,
+    share: Share = _WHOLE,
+    workers: int | None = None,
+) -> Batches:
+    """Return the batches of the steps `step`, step + 1, ... without end.
+
+    The epochs form one endless stream, each a permutation of its own, cut into batches: every image comes exactly once
+    an epoch, no remainder is dropped, and a batch may straddle two epochs. An image that cannot be read is replaced by
+    the next one that can.
+
+    Args:
+      images: to train on.
+      window: what is cropped.
+      size: of the crops in pixels.
+      flip: whether images are mirrored at random.
+      batch_size: images in a batch, over all processes.
+      seed: of the order, the windows and the mirroring.
+      step: of the first batch.
+      share: the rows of this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    view = _TrainingView(images, window, size, flip, seed)
+    stream = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat().map_with_index(view)
+    return read_ahead(_batches(stream, batch_size, share)[step:], HostBatch, workers)
+
+
+def evaluation_batches(
+    images: EncodedImages,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    share: Share = _WHOLE,
+    workers: int | None = None,
+) -> Batches:
+    """Return batches that hold every image once; the last one is filled up with rows that do not count.
+
+    Args:
+      images: to test on.
+      protocol: "single".
+      batch_size: images in a batch, over all processes.
+      share: the rows of this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    whole = -(-len(images) // batch_size) * batch_size
+    stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
+    return read_ahead(_batches(stream, batch_size, share), HostBatch, workers)
+
+
+def _batches(stream: grain.MapDataset, batch_size: int, share: Share) -> grain.MapDataset:
+    """Cut a stream of rows into batches; whole batches are what worker processes prepare."""
+    return stream.batch(batch_size // share.count)[share.index :: share.count]
+
+
+Row = tuple[np.ndarray, np.int32, np.int32, np.bool_]  # of a HostBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingView:
+    images: EncodedImages
+    window: RandomWindow
+    size: int
+    flip: bool
+    seed: int
+
+    def __call__(self, position: int, index: int) -> Row:
+        """Read the image `index`, at this position of the stream."""
+        broken = -1
+        for _ in range(_TRIES):
+            try:
+                image, label = self._read(position, index)
+            except BrokenImageError:
+                broken = index if broken < 0 else broken
+                index = (index + 1) % len(self.images)
+            else:
+                return image, np.int32(label), np.int32(broken), np.bool_(True)
+        raise UserError(f"{_TRIES} training images in a row cannot be read, from {self.images.id(broken)} on")
+
+    def _read(self, position: int, index: int) -> tuple[np.ndarray, int]:
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
+        data, label = self.images.read(index)
+        image = open_image(data)
+        pixels = decode_window(image, self.window(rng, *image.size), self.size)
+        return (pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels), label
+
+
+@dataclasses.dataclass(frozen=True)
+class _TestView:
+    images: EncodedImages
+    protocol: Protocol
+
+    def __call__(self, index: int) -> Row:
+        """Read the image `index`; nothing beyond the last."""
+        broken = -1
+        if index < len(self.images):
+            try:
+                data, label = self.images.read(index)
+                (image,) = views(decode(data), self.protocol)
+                return image, np.int32(label), np.int32(-1), np.bool_(True)
+            except BrokenImageError:
+                broken = index
+        nothing = np.zeros((*self.protocol.input_size, 3), np.uint8)
+        return nothing, np.int32(0), np.int32(broken), np.bool_(False)

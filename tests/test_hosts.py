@@ -1,0 +1,136 @@
+"""Two real processes on one machine train one network, are killed, and one process goes on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from image_folders import write_folder
+
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.experiment import Experiment
+from resnet_jax.workdir import load_config, load_inputs
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
+
+def get_config():
+    return Config(
+        model=ModelConfig(depth=8, bn_group_size=4),
+        data=DataConfig(name="folder", batch_size=8, eval_batch_size=8, image_size=32, shorter_side=(32, 48), workers=0,
+                        mean=(0.5, 0.5, 0.5)),
+        optim=OptimConfig(learning_rate=0.05, boundaries=()),
+        run=RunConfig(steps=12, log_every=1, eval_every=12, save_every=3),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    write_folder(folder / "images")
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+def start(
+    setup: Path, workdir: Path, *overrides: str, processes: int = 1, data_dirs: tuple[str, ...] = ("images",) * 2
+) -> list[subprocess.Popen]:
+    """Start the processes of a run, with two devices in all."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "train.py", str(setup / "config.py"), "--run.workdir", str(workdir), *overrides]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // processes)}
+    started = []
+    for number in range(processes):
+        of_process = ["--hosts.coordinator", coordinator, "--hosts.processes", str(processes)]
+        of_process += ["--hosts.process-id", str(number)]
+        started.append(
+            subprocess.Popen(
+                [*command, "--data.dir", str(setup / data_dirs[number]), *(of_process if processes > 1 else [])],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def outputs(processes: list[subprocess.Popen]) -> list[str]:
+    return [process.communicate(timeout=240)[0] for process in processes]
+
+
+def wait_for_steps(workdir: Path, steps: int, processes: list[subprocess.Popen]) -> None:
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_text().count('"kind": "train"') < steps:
+        assert all(process.poll() is None for process in processes), outputs(processes)
+        time.sleep(0.01)
+
+
+def last_state(workdir: Path) -> list[np.ndarray]:
+    experiment = Experiment(load_config(workdir), load_inputs(workdir))
+    return jax.tree.leaves(Checkpoints(workdir, read_only=True).restore(experiment.abstract_state(), 12))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setup):
+    """A run of one process."""
+    workdir = setup / "undisturbed"
+    (process,) = start(setup, workdir)
+    (output,) = outputs([process])
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_two_processes_are_killed_and_one_goes_on_with_the_same_images(setup, undisturbed):
+    workdir = setup / "killed"
+    pair = start(setup, workdir, processes=2)
+    wait_for_steps(workdir, 5, pair)
+    for process in pair:
+        process.send_signal(signal.SIGKILL)
+    outputs(pair)
+    assert [process.returncode for process in pair] == [-signal.SIGKILL] * 2
+
+    (process,) = start(setup, workdir)
+    (output,) = outputs([process])
+    assert process.returncode == 0, output
+    assert "going on after step" in output
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["devices"] for record in records if record["kind"] == "start"] == [2, 2]
+    assert [record["step"] for record in records if record["kind"] == "train"] == list(range(1, 13))
+    # Other images, another order or other BN groups would lead far away.
+    for found, expected in zip(last_state(workdir), last_state(undisturbed), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_is_saved(setup):
+    workdir = setup / "stopped"
+    pair = start(setup, workdir, "--run.steps", "100000", "--run.save-every", "100000", processes=2)
+    wait_for_steps(workdir, 3, pair)
+    pair[1].send_signal(signal.SIGTERM)
+    printed = outputs(pair)
+    assert [process.returncode for process in pair] == [128 + signal.SIGTERM] * 2, printed
+    steps = Checkpoints(workdir, read_only=True).steps()
+    assert len(steps) == 1
+    assert f"stopped by SIGTERM after step {steps[0]}" in printed[0]
+    assert "loss" not in printed[1]  # only the first process logs
+
+
+def test_a_mistake_in_one_process_stops_both(setup):
+    pair = start(setup, setup / "never", processes=2, data_dirs=("images", "nowhere"))
+    printed = outputs(pair)
+    assert [process.returncode for process in pair] == [2, 2], printed
+    assert "nowhere" in printed[1]
+    assert "error: another process cannot go on" in printed[0]
+    assert not (setup / "never").exists()
