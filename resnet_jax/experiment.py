@@ -125,7 +125,7 @@ def describe_inputs(config: Config, dataset: AnyDataset) -> Inputs:
             raise UserError(f"--data.lighting is for streamed images; those of {dataset.name} are all of one size")
         mean = per_pixel_mean(dataset.train) if given is None else np.asarray(given, np.float32)
         return Inputs(dataset.image_shape, dataset.class_names, Preprocessing(mean, std))
-    statistics = load_statistics(dataset) if given is None or data.lighting else None
+    statistics = load_statistics(dataset, data.dir) if given is None or data.lighting else None
     if given is not None or statistics is None:
         mean = np.asarray(given, np.float32)
     else:

@@ -136,8 +136,12 @@ def save_statistics(statistics: Statistics, folder: Path) -> Path:
     return path
 
 
-def load_statistics(dataset: StreamedDataset) -> Statistics:
+def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistics:
     """Read the statistics beside a data set.
+
+    Args:
+      dataset: the data set.
+      data_dir: --data.dir, which errors name.
 
     Raises:
       UserError: there are none, they are damaged, or of another number of images.
@@ -145,7 +149,7 @@ def load_statistics(dataset: StreamedDataset) -> Statistics:
     path = dataset.folder / FILE_NAME
     images = len(dataset.train) + (len(dataset.validation) if dataset.validation else 0)
     name = "" if dataset.name in ("imagenet", "folder") else f" --name {dataset.name}"
-    again = f"python -m resnet_jax data statistics {dataset.folder}{name}"
+    again = f"python -m resnet_jax data statistics {data_dir}{name}"
     try:
         with np.load(path) as arrays:
             loaded = {field: arrays[field] for field in Statistics._fields}

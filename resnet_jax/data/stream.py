@@ -19,7 +19,7 @@ from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open
 from resnet_jax.data.encoded import EncodedImages
 from resnet_jax.data.processes import follow_parent
 from resnet_jax.data.windows import RandomWindow
-from resnet_jax.errors import UserError
+from resnet_jax.errors import CommandError, UserError
 from resnet_jax.runtime import cores
 from resnet_jax.views import Protocol, views
 
@@ -67,8 +67,22 @@ class ReadAhead(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        """Return the next element.
+
+        Raises:
+          CommandError: a worker process was killed, or whatever it raises itself.
+        """
+        try:
+            arrays = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise CommandError(
+                "a worker process that reads images was killed: memory, or shared memory (/dev/shm; docker run"
+                " --shm-size), may be short; take fewer --data.workers"
+            ) from error
         # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
-        return self._make(*(np.array(array) for array in next(self._iterator)))
+        return self._make(*(np.array(array) for array in arrays))
 
     def __enter__(self) -> ReadAhead[T]:
         return self

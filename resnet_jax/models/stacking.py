@@ -97,7 +97,9 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
     A loop over blocks would draw its kernels otherwise, so they are drawn again from the keys of the single blocks.
     """
     images = jnp.zeros((1, *image_shape))
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
+    # It runs once: on a CPU, optimizing the program takes longer than running it.
+    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    variables = jax.jit(lambda key: model.init(key, images, train=False), compiler_options=options)(key)
     if not (isinstance(model, ResNet) and model.scan_blocks):
         return variables
     init = jax.jit(jax.vmap(he_init(model.init_fan), in_axes=(0, None)), static_argnums=1)

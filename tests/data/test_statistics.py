@@ -69,23 +69,23 @@ def dataset(folder, name="folder"):
 def test_they_are_stored_beside_the_data(tmp_path):
     statistics = compute_statistics(InMemory(), 32, workers=0)
     assert save_statistics(statistics, tmp_path) == tmp_path / "statistics.npz"
-    loaded = load_statistics(dataset(tmp_path))
+    loaded = load_statistics(dataset(tmp_path), tmp_path)
     for found, expected in zip(loaded, statistics, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 def test_mistakes_name_the_file_and_the_command(tmp_path):
     with pytest.raises(UserError, match=r"no .*statistics.npz.*: python -m resnet_jax data statistics"):
-        load_statistics(dataset(tmp_path))
+        load_statistics(dataset(tmp_path), tmp_path)
     with pytest.raises(UserError, match="--name tfds:imagenet2012"):
-        load_statistics(dataset(tmp_path, "tfds:imagenet2012"))
+        load_statistics(dataset(tmp_path, "tfds:imagenet2012"), tmp_path)
     statistics = compute_statistics(InMemory(), 32, workers=0)
     save_statistics(statistics._replace(images=41), tmp_path)
     with pytest.raises(UserError, match=r"statistics.npz is of 41 training images, but there are 40"):
-        load_statistics(dataset(tmp_path))
+        load_statistics(dataset(tmp_path), tmp_path)
     (tmp_path / "statistics.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"cannot read .*statistics.npz"):
-        load_statistics(dataset(tmp_path))
+        load_statistics(dataset(tmp_path), tmp_path)
 
 
 def test_a_png_counts_as_its_pixels(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 from resnet_jax.data.decode import BrokenImageError
 from resnet_jax.data.stream import Share, evaluation_batches, training_batches
 from resnet_jax.data.windows import scale_window
-from resnet_jax.errors import UserError
+from resnet_jax.errors import CommandError, UserError
 from resnet_jax.views import make_protocol
 
 SIZE = 16
@@ -137,9 +137,20 @@ def test_a_broken_image_is_replaced_by_the_next_and_named():
     np.testing.assert_array_equal(order[broken < 0], whole[broken < 0])  # the others stay where they were
 
 
-def test_nothing_but_broken_images_is_an_error():
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_broken_images_is_an_error(workers):
     with pytest.raises(UserError, match="100 training images in a row cannot be read"):
-        batches(Colours(9, broken=tuple(range(9))), steps=1)
+        batches(Colours(9, broken=tuple(range(9))), steps=1, workers=workers)
+
+
+class Deadly(Colours):
+    def read(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_process_is_an_error():
+    with pytest.raises(CommandError, match=r"worker process that reads images was killed: .* fewer --data.workers"):
+        batches(Deadly(9), steps=1, workers=1)
 
 
 @pytest.mark.parametrize("count", [1, 2])
