@@ -7,9 +7,12 @@ from resnet_jax.command_line import load_config, run_command
 
 def main(args: Sequence[str]) -> int:
     config = load_config(args)
-    from resnet_jax.training import train  # here, so that --help and mistakes answer at once
+    from resnet_jax import hosts  # here, so that --help and mistakes answer at once
+    from resnet_jax.training import train
 
     metrics = train(config)
+    if not hosts.is_first():
+        return 0
     print(f"\ntest error {metrics.top1_error:.2f} % ({metrics.images:,} images), loss {metrics.mean_loss:.4f}")
     print(f"see {config.run.workdir}/curves.png; evaluate again: python eval.py {config.run.workdir}")
     return 0

@@ -13,9 +13,9 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import Config, ModelConfig, OptimConfig
-from resnet_jax.data import Dataset, load_dataset, split_validation
+from resnet_jax.data import load_dataset, split_validation
 from resnet_jax.data.encoded import AnyDataset, StreamedDataset, split_streamed_validation
-from resnet_jax.data.pipeline import Preprocessing, per_pixel_mean
+from resnet_jax.data.pipeline import Preprocessing, adapt_preprocessing, per_pixel_mean
 from resnet_jax.data.statistics import load_statistics
 from resnet_jax.errors import UserError
 from resnet_jax.models import VGG, Model, ResNet, build, cpu_conv
@@ -112,29 +112,35 @@ def load_data(config: Config) -> AnyDataset:
     return dataset
 
 
-def describe_inputs(config: Config, dataset: AnyDataset) -> Inputs:
-    """Take the given channel statistics, or the mean image of the training images.
+def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing | None = None) -> Inputs:
+    """Put together what the network takes and gives.
+
+    Args:
+      config: of the run.
+      dataset: of the run.
+      trained: preprocessing that belongs to weights which the run begins with; None for the given channel statistics,
+        or the mean image of the training images.
 
     Raises:
       UserError: the statistics of streamed images are needed and not there, or an option is not for this data.
     """
-    data = config.data
-    given, std = data.mean, np.asarray(data.std, np.float32)
-    if isinstance(dataset, Dataset):
+    data, statistics, mean_image = config.data, None, None
+    mean_is_known = trained is not None or data.mean is not None
+    if isinstance(dataset, StreamedDataset):
+        shape = (data.image_size, data.image_size, 3)
+        if data.lighting or not mean_is_known:
+            statistics = load_statistics(dataset, data.dir)
+            mean_image = statistics.mean
+    else:
         if data.lighting:
             raise UserError(f"--data.lighting is for streamed images; those of {dataset.name} are all of one size")
-        mean = per_pixel_mean(dataset.train) if given is None else np.asarray(given, np.float32)
-        return Inputs(dataset.image_shape, dataset.class_names, Preprocessing(mean, std))
-    statistics = load_statistics(dataset, data.dir) if given is None or data.lighting else None
-    if given is not None or statistics is None:
-        mean = np.asarray(given, np.float32)
-    else:
-        mean = statistics.mean
-        if mean.shape[:2] != (data.image_size, data.image_size):
-            mean = mean.mean((0, 1))  # a mean image of another size says no more than its colour
-    lighting = data.lighting * statistics.lighting if data.lighting and statistics else None
-    shape = (data.image_size, data.image_size, 3)
-    return Inputs(shape, dataset.class_names, Preprocessing(mean, std), lighting)
+        shape = dataset.image_shape
+        mean_image = None if mean_is_known else per_pixel_mean(dataset.train)
+    if trained is None:
+        mean = mean_image if data.mean is None else data.mean
+        trained = Preprocessing(np.asarray(mean, np.float32), np.asarray(data.std, np.float32))
+    lighting = data.lighting * statistics.lighting if statistics and data.lighting else None
+    return Inputs(shape, dataset.class_names, adapt_preprocessing(trained, shape), lighting)
 
 
 def abstract_state(

@@ -198,7 +198,8 @@ class StreamedFeed:
         with batches:
             for batch in batches:
                 self._note(batch, kind)
-                total = self._eval_step(total, state, self._put(batch))
+                before, total = total, self._eval_step(total, state, self._put(batch))
+                jax.block_until_ready(before)  # or batches that wait would fill the memory of a slow device
         return jax.device_get(total)
 
     def unreadable(self) -> list[str]:

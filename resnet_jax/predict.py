@@ -14,10 +14,11 @@ import numpy as np
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.dataset import Images
+from resnet_jax.data.pipeline import adapt_preprocessing
 from resnet_jax.experiment import for_this_backend, make_shardings
 from resnet_jax.models.dense import dense_logits
 from resnet_jax.runtime import cores
-from resnet_jax.trained import Trained, adopt_preprocessing
+from resnet_jax.trained import Trained
 from resnet_jax.views import Protocol, views
 
 _RUN_AHEAD = 2  # batches that the host may be ahead of the device
@@ -135,7 +136,7 @@ class _Logits:
         square = images.shape[1] == images.shape[2]  # only square views lie in a square array: they fill it
         flips = (False, True) if self._protocol.flipped else (False,)
         _, height, width, channels = images.shape
-        preprocessing = adopt_preprocessing(self._trained, (height, width, channels))
+        preprocessing = adapt_preprocessing(self._trained.config.inputs.preprocessing, (height, width, channels))
         outputs: list[Any] = []
         for flip in flips:
             x = normalize(_mirror(images, sizes) if flip else images, *preprocessing)

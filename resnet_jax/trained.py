@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import abstract_state, build_model, build_optimizer
 from resnet_jax.models import Model
@@ -95,14 +94,6 @@ def preprocess(images: Any, config: TrainedConfig) -> jax.Array:
     if mean.ndim == 3 and images.shape[1:] != mean.shape:
         raise ValueError(f"the mean is per pixel, for images {mean.shape}; got {images.shape[1:]}")
     return normalize(images, mean, std)
-
-
-def adopt_preprocessing(trained: Trained, image_shape: tuple[int, int, int]) -> Preprocessing:
-    """Return the preprocessing of trained weights for images (H, W, C) of another data set."""
-    mean, std = trained.config.inputs.preprocessing
-    if mean.ndim == 3 and mean.shape != image_shape:
-        mean = mean.mean((0, 1))  # a mean image of another size says no more than its colour
-    return Preprocessing(mean, std)
 
 
 def check_same_network(trained: Trained, config: Config) -> None:

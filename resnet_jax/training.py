@@ -26,7 +26,7 @@ from resnet_jax.optim import note_validation_error
 from resnet_jax.steps import StepMetrics, StepsReport
 from resnet_jax.stop_signal import StopSignal
 from resnet_jax.train_state import TrainState
-from resnet_jax.trained import Trained, adopt_preprocessing, adopt_weights, check_same_network, load
+from resnet_jax.trained import Trained, adopt_weights, check_same_network, load
 from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
 
 _RUN_AHEAD = 1  # dispatches that the host may be ahead of the device: enough to keep it busy
@@ -94,11 +94,10 @@ def _prepare(config: Config) -> _Run:
         inputs = load_inputs(workdir)
         check_classes(inputs, dataset)
     else:
-        inputs = describe_inputs(config, dataset)
         if config.run.init_from:
             trained = load(config.run.init_from)
             check_same_network(trained, config)
-            inputs = inputs._replace(preprocessing=adopt_preprocessing(trained, inputs.image_shape))
+        inputs = describe_inputs(config, dataset, trained.config.inputs.preprocessing if trained else None)
     experiment = Experiment(config, inputs)
     return _Run(config, workdir, resumes, experiment, make_feed(experiment, dataset), trained)
 

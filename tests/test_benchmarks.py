@@ -9,8 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from image_folders import write_folder
 
-from benchmarks import plain_flax, roofline
+from benchmarks import input_pipeline, plain_flax, roofline
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, Case, select
 from benchmarks.driver import OUT_OF_TIME, run_case
@@ -224,3 +225,45 @@ def test_a_worker_that_fails(tmp_path):
         worker.send("time", calls=1)
         with pytest.raises(WorkerError, match="not prepared"):
             worker.receive(time.monotonic() + 30)
+
+
+def test_input_pipeline(tmp_path, monkeypatch):
+    write_folder(tmp_path / "images", images=2, test_images=1)
+    monkeypatch.setattr(input_pipeline, "find_spec", lambda name: None)  # DataLoader takes seconds to start
+    rows = input_pipeline.measure(tmp_path / "images", tmp_path, 2, 0.01, 4, 1)
+    assert [row.name for row in rows] == [
+        "plain: decode",
+        "decode",
+        "plain: decode, resize, crop",
+        "decode + jitter",
+        "packed + jitter",
+        "packed raw + jitter",
+        "end to end, folder",
+        "end to end, packed",
+        "end to end, packed raw",
+    ]
+    assert all(len(row.per_core) == 2 and min(row.per_core) > 1 for row in rows)
+
+
+def test_the_table_of_the_input_pipeline():
+    rows = [
+        {"name": "plain", "peer": "plain", "per_core": [90.0, 100.0, 140.0], "ratio": 1.0},
+        {"name": "packed", "peer": "plain", "per_core": [150.0, 160.0, 155.0], "ratio": 1.55},
+        {"name": "end to end", "peer": "torch", "per_core": [80.0], "ratio": None},
+    ]
+    machine = {"cores": 2, "cpu": "a processor", "python": "3.11"}
+    text = input_pipeline.to_text({"machine": machine, "workers": 2, "command": "python", "rows": rows})
+    assert text.splitlines()[-3:] == [
+        "| plain | 100 | 90 to 140 |  |",
+        "| packed | 155 | 150 to 160 | 1.55 |",
+        "| end to end | 80 | 80 to 80 |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--rounds", "0"], "--rounds must be above 0; got 0"), (["--batch-size", "-1"], "--batch-size must be above 0")],
+)
+def test_mistakes_of_the_input_pipeline(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        input_pipeline.main([str(tmp_path), *arguments])

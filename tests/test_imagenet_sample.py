@@ -78,7 +78,7 @@ def few(tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "count", "steps"),
     [
-        ("few", 20, 30),
+        ("few", 20, 20),
         pytest.param("folder", 100, 60, marks=pytest.mark.slow),
         pytest.param("packed", 100, 60, marks=pytest.mark.slow),
     ],
@@ -104,5 +104,5 @@ def test_resnet18_learns_them_by_heart(form, count, steps, request, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     errors = [record["error"] for record in records if record["kind"] == "train"]
     print("training error in %, of five steps each:", errors)
-    assert errors[0] > 80
+    assert errors[0] > 50
     assert np.mean(errors[-2:]) < 5

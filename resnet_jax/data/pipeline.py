@@ -67,6 +67,12 @@ def per_pixel_mean(split: Split) -> np.ndarray:
     return (split.images.mean(0, dtype=np.float64) / 255).astype(np.float32)
 
 
+def adapt_preprocessing(preprocessing: Preprocessing, image_shape: tuple[int, int, int]) -> Preprocessing:
+    """Return what fits images (H, W, C): a mean image of another size says no more than its colour."""
+    mean, std = preprocessing
+    return Preprocessing(mean.mean((0, 1)) if mean.ndim == 3 and mean.shape != image_shape else mean, std)
+
+
 def epoch_orders(
     key: jax.Array, step: jax.Array, count: jax.Array, *, batch_size: int, num_images: int, most_steps: int
 ) -> Orders:
