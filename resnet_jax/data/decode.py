@@ -59,7 +59,7 @@ def decode(data: bytes) -> np.ndarray:
     return np.asarray(to_rgb(open_image(data)))
 
 
-def decode_window(image: Image.Image, window: Window, size: int) -> np.ndarray:
+def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bool = False) -> np.ndarray:
     """Resize a window of an image to RGB uint8 [size, size, 3].
 
     The result is what resizing the whole image and then cropping would give, but only the crop is computed, and where
@@ -69,6 +69,7 @@ def decode_window(image: Image.Image, window: Window, size: int) -> np.ndarray:
       image: of open_image().
       window: of it.
       size: height and width of the result in pixels.
+      mirrored: whether the result is mirrored left to right.
 
     Raises:
       BrokenImageError: it cannot be decoded.
@@ -87,7 +88,8 @@ def decode_window(image: Image.Image, window: Window, size: int) -> np.ndarray:
         min((window.left + window.width) * x, image.width),
         min((window.top + window.height) * y, image.height),
     )
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

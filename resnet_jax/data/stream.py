@@ -215,8 +215,8 @@ class _TrainingView:
         rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
         data, label = self.images.read(index)
         image = open_image(data)
-        pixels = decode_window(image, self.window(rng, *image.size), self.size)
-        return (pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels), label
+        window, mirrored = self.window(rng, *image.size), self.flip and rng.random() < 0.5
+        return decode_window(image, window, self.size, mirrored=mirrored), label
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,6 +40,8 @@ def test_raw_bytes_are_the_image():
     np.testing.assert_array_equal(decode(encode_raw(image)), image)
     window = decode_window(open_image(encode_raw(image)), Window(5, 2, 16, 16), 16)
     np.testing.assert_array_equal(window, image[2:18, 5:21])
+    mirrored = decode_window(open_image(encode_raw(image)), Window(5, 2, 16, 16), 16, mirrored=True)
+    np.testing.assert_array_equal(mirrored, window[:, ::-1])
 
 
 @pytest.mark.parametrize("data", [b"", b"no image at all", encoded(Image.fromarray(smooth(64, 64)))[:700], b"RGB8\x05"])
