@@ -13,7 +13,7 @@ train: .venv/complete
 	$(BIN)/python train.py configs/digits_resnet20.py
 
 test: .venv/complete
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: .venv/complete
 	$(BIN)/python -m benchmarks

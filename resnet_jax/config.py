@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -220,11 +221,24 @@ def check_config(config: Config) -> None:
         raise UserError(
             "--optim.schedule plateau follows the validation error: hold images out with --data.validation-size"
         )
-    given = [config.hosts.coordinator, config.hosts.processes, config.hosts.process_id]
-    if any(value is not None for value in given) and None in given:
-        raise UserError("--hosts.coordinator, --hosts.processes and --hosts.process-id go together")
     if min(config.data.std) <= 0:
         raise UserError(f"--data.std must be above 0; got {config.data.std}")
+    _check_hosts(config.hosts)
+
+
+def _check_hosts(hosts: HostsConfig) -> None:
+    given = [hosts.coordinator, hosts.processes, hosts.process_id]
+    if hosts.coordinator is None or hosts.processes is None or hosts.process_id is None:
+        if any(value is not None for value in given):
+            raise UserError("--hosts.coordinator, --hosts.processes and --hosts.process-id go together")
+        return
+    if not re.fullmatch(r".+:\d{1,5}", hosts.coordinator):
+        raise UserError(f"--hosts.coordinator must be HOST:PORT; got {hosts.coordinator}")
+    if hosts.process_id >= hosts.processes:
+        raise UserError(
+            f"--hosts.process-id counts from 0: the last of {hosts.processes} processes is {hosts.processes - 1};"
+            f" got {hosts.process_id}"
+        )
 
 
 def _check_batch(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ def connect(config: HostsConfig) -> None:
     """
     if not config.distributed and config.coordinator is None:
         return
+    if config.process_id:  # if nobody is there, JAX ends the process after five minutes with a message of its own
+        print(f"process {config.process_id} of {config.processes}: waiting for {config.coordinator}", file=sys.stderr)
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process_id)
     except (ValueError, RuntimeError) as error:

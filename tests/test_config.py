@@ -112,6 +112,18 @@ def test_overrides():
         ("--data.std 0 1 1", "--data.std must be above 0"),
         ("--run.seed -1", "--run.seed must be at least 0"),
         ("stray", "unknown option stray"),
+        ("--optim.accumulation-steps 3", "a batch of 128 .* does not divide into 3 parts"),
+        ("--optim.accumulation-steps 4", "a part of 32 .* does not divide into BN groups of 64"),
+        ("--data.shorter-side 480 256", "--data.shorter-side must be two increasing numbers, .* got 480 256"),
+        ("--data.shorter-side 200 256", "not below --data.image-size 224; got 200 256"),
+        ("--data.max-broken -1", "--data.max-broken must be at least 0"),
+        ("--data.workers -1", "--data.workers must be at least 0"),
+        ("--optim.label-smoothing 1", "--optim.label-smoothing must be from 0"),
+        ("--optim.schedule plateau", "hold images out with --data.validation-size"),
+        ("--hosts.coordinator h:1", "--hosts.process-id go together"),
+        ("--hosts.process-id 0", "--hosts.process-id go together"),
+        ("--hosts.coordinator h --hosts.processes 2 --hosts.process-id 0", "must be HOST:PORT; got h"),
+        ("--hosts.coordinator h:1 --hosts.processes 2 --hosts.process-id 2", "the last of 2 processes is 1; got 2"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.config import Config, DataConfig, ModelConfig
+from resnet_jax.config import Config, DataConfig, HostsConfig, ModelConfig, OptimConfig
 from resnet_jax.runtime import cpu_devices
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +20,20 @@ from resnet_jax.config import Config
 runtime.configure(Config())
 print(json.dumps({"devices": jax.device_count(), **runtime.description()}))
 """
+
+
+@pytest.mark.parametrize(
+    ("processes", "parts", "devices"),
+    [(1, 1, 8), (2, 1, 4), (4, 2, 1), (1, 2, 4), (1, 8, 8), (16, 1, 1)],  # 8 groups of 32; 8 parts: single groups
+)
+def test_the_devices_of_a_cpu_with_several_processes_or_parts(processes, parts, devices):
+    config = Config(
+        model=ModelConfig(bn_group_size=32),
+        data=DataConfig(batch_size=256, eval_batch_size=256),
+        optim=OptimConfig(accumulation_steps=parts),
+        hosts=HostsConfig(coordinator="h:1", processes=processes, process_id=0),
+    )
+    assert cpu_devices(config, 8) == devices
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
     variables = jax.jit(lambda key: model.init(key, images, train=False), compiler_options=options)(key)
     if not (isinstance(model, ResNet) and model.scan_blocks):
         return variables
-    init = jax.jit(jax.vmap(he_init(model.init_fan), in_axes=(0, None)), static_argnums=1)
+    init = jax.vmap(he_init(model.init_fan), in_axes=(0, None))
+    init = jax.jit(init, static_argnums=1, compiler_options=options)
     for name, layers in variables["params"].items():
         if not (match := _BLOCKS.fullmatch(name)):
             continue
