@@ -51,7 +51,7 @@ class Feed(Protocol):
         ...
 
     def unreadable(self) -> list[str]:
-        """Return the names of images that could not be read, each once, since the last call."""
+        """Return the images that could not be read since the last call, such as "training image n01440764/1.JPEG"."""
         ...
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class StreamedFeed:
         height, width, _ = experiment.inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
         self._batches: Batches | None = None
-        self._named: set[str] = set()
+        self._named: set[tuple[str, int]] = set()
         self._unreadable: list[str] = []
         replicated = experiment.replicated
         step = make_streamed_step(experiment)
@@ -216,11 +216,11 @@ class StreamedFeed:
         return HostBatch(*(jax.make_array_from_process_local_data(by_image, array) for array in batch))
 
     def _note(self, batch: HostBatch, kind: str) -> None:
-        for index in batch.broken[batch.broken >= 0]:
-            name = self._splits[kind].id(int(index))
-            if name not in self._named:
-                self._named.add(name)
-                self._unreadable.append(name)
+        for index in map(int, batch.broken[batch.broken >= 0]):
+            if (kind, index) not in self._named:
+                self._named.add((kind, index))
+                name = "training" if kind == "train" else kind
+                self._unreadable.append(f"{name} image {self._splits[kind].id(index)}")
 
 
 def make_streamed_step(experiment: Experiment) -> Any:

@@ -259,7 +259,7 @@ class _Reports:
     def name_unreadable(self) -> None:
         """Say which images could not be read."""
         for name in self._run.feed.unreadable():
-            self._log.warn(f"cannot read the image {name}: left out")
+            self._log.warn(f"cannot read the {name}: left out")
 
     def _count_skipped(self, report: StepMetrics) -> None:
         self._images += report.metrics.images

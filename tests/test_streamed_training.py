@@ -28,9 +28,9 @@ from resnet_jax.workdir import Inputs, load_inputs
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of 48 training and 9 test images, with statistics."""
+    """A folder of 48 training and 12 test images, with statistics."""
     folder = tmp_path_factory.mktemp("images")
-    write_folder(folder, classes=3, images=16)
+    write_folder(folder, classes=3, images=16, test_images=4)
     save_statistics(compute_statistics(load_dataset("folder", folder).train, 32, workers=0), folder)
     return folder
 
@@ -43,7 +43,7 @@ def make_config(images, workdir, *, model=None, data=None, optim=None, **run):
                 "name": "folder",
                 "dir": str(images),
                 "batch_size": 16,
-                "eval_batch_size": 4,
+                "eval_batch_size": 8,
                 "image_size": 32,
                 "shorter_side": (32, 48),
                 "lighting": 0.1,
@@ -77,7 +77,7 @@ def finished(images, tmp_path_factory):
 
 def test_a_run_learns_and_records_what_it_did(finished):
     workdir, metrics = finished
-    assert metrics.images == 9
+    assert metrics.images == 12
     assert metrics.top1_error < 40  # 67 % by chance
     assert [(r["step"], r["images"], r["skipped"]) for r in records(workdir, "train")] == [
         (4, 64, 0),
@@ -95,7 +95,7 @@ def test_a_run_learns_and_records_what_it_did(finished):
 def test_eval_py_finds_the_same(finished):
     workdir, metrics = finished
     evaluation = evaluate([workdir])
-    assert evaluation.count == 9
+    assert evaluation.count == 12
     assert evaluation.loss == pytest.approx(metrics.mean_loss, rel=1e-4)
     assert evaluation.top1_error == pytest.approx(metrics.top1_error)
 
@@ -158,17 +158,17 @@ def damaged(images, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
     (folder / "train" / "class1" / "3.jpg").write_bytes(b"")
-    path = folder / "val" / "class2" / "1.jpg"
+    path = folder / "val" / "class1" / "3.jpg"
     path.write_bytes(path.read_bytes()[:100])
     return folder
 
 
 def test_broken_images_are_skipped_counted_and_named(damaged, tmp_path, capsys):
     metrics = train(make_config(damaged, tmp_path / "run", data={"max_broken": 3.0}))
-    assert metrics.images == 8
+    assert metrics.images == 11
     printed = capsys.readouterr().out
-    assert printed.count("cannot read the image class1/3.jpg: left out") == 1
-    assert printed.count("cannot read the image class2/1.jpg: left out") == 1
+    assert printed.count("cannot read the training image class1/3.jpg: left out") == 1
+    assert printed.count("cannot read the test image class1/3.jpg: left out") == 1
     # 12 batches of 16 are 4 epochs of 48 images; the image that takes its place counts.
     assert sum(record["skipped"] for record in records(tmp_path / "run", "train")) == 4
     assert sum(record["images"] for record in records(tmp_path / "run", "train")) == 12 * 16

@@ -118,7 +118,9 @@ def read_ahead(dataset: grain.MapDataset, make: Callable[..., T], workers: int |
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
         elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
-    return ReadAhead(iter(elements), make)
+    iterator = iter(elements)
+    iterator.start_prefetch()  # while the caller prepares what it needs
+    return ReadAhead(iterator, make)
 
 
 def _begin_worker(index: int, count: int) -> None:
