@@ -86,7 +86,8 @@ def _pack(options: argparse.Namespace) -> int:
         for image, reason in split.skipped:
             print(f"left out {name}/{image}: {reason}")
         size = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{name}: {split.images:,} images, {size:,.1f} MB in {len(split.shards)} shards")
+        files = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
+        print(f"{name}: {split.images:,} images, {size:,.1f} MB in {files}")
     print(f"{options.out} was packed already" if complete else f"packed {options.dir} into {options.out}")
     return 0
 

@@ -487,7 +487,7 @@ def test_command(
         lines = printed.out.splitlines()
         assert lines[0] == "left out train/bee/0.jpeg: the file is empty"
         assert re.match("left out train/cow/2.jpeg: image file is truncated", lines[1])
-        assert lines[2:] == ["train: 11 images, 0.1 MB in 1 shards", "val: 3 images, 0.1 MB in 1 shards", last]
+        assert lines[2:] == ["train: 11 images, 0.1 MB in 1 shard", "val: 3 images, 0.1 MB in 1 shard", last]
     assert contents(load_packed("x", tmp_path / "out").train) == contents(load_packed("x", packed).train)
     with pytest.raises(UserError, match="with other options"):
         main([*arguments, "--quality", "94"])

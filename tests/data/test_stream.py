@@ -105,6 +105,12 @@ def test_seeds_differ_in_order_and_crops():
     assert (ours[0].images[in_order[0]] != others[0].images[in_order[1]]).any()
 
 
+def test_an_image_is_cropped_anew_in_each_epoch():
+    every = np.concatenate([batch.images for batch in batches(Colours(8), steps=10)])
+    views = {image.tobytes() for image in every if image[0, 0, 0] == 5}
+    assert len(views) > 5  # of 10
+
+
 def test_half_of_the_images_are_mirrored():
     def left_is_green(some):
         images = np.concatenate([batch.images for batch in some])
