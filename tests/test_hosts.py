@@ -15,6 +15,8 @@ import pytest
 from image_folders import write_folder
 
 from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.data import load_dataset
+from resnet_jax.data.statistics import compute_statistics, save_statistics
 from resnet_jax.experiment import Experiment
 from resnet_jax.workdir import load_config, load_inputs
 
@@ -25,8 +27,9 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunC
 def get_config():
     return Config(
         model=ModelConfig(depth=8, bn_group_size=4),
+        # Each row of a batch gets a colour of its own, so that it matters which image lies in it.
         data=DataConfig(name="folder", batch_size=8, eval_batch_size=8, image_size=32, shorter_side=(32, 48), workers=0,
-                        mean=(0.5, 0.5, 0.5)),
+                        lighting=1.0),
         optim=OptimConfig(learning_rate=0.05, boundaries=()),
         run=RunConfig(steps=12, log_every=1, eval_every=12, save_every=3),
     )
@@ -37,6 +40,8 @@ def get_config():
 def setup(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     write_folder(folder / "images")
+    statistics = compute_statistics(load_dataset("folder", folder / "images").train, 32, workers=0)
+    save_statistics(statistics, folder / "images")
     (folder / "config.py").write_text(CONFIG)
     return folder
 
@@ -68,7 +73,12 @@ def start(
 
 
 def outputs(processes: list[subprocess.Popen]) -> list[str]:
-    return [process.communicate(timeout=240)[0] for process in processes]
+    """Wait for the processes; none is left behind."""
+    try:
+        return [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def wait_for_steps(workdir: Path, steps: int, processes: list[subprocess.Popen]) -> None:

@@ -15,7 +15,7 @@ from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
 from resnet_jax.data.pipeline import Preprocessing
-from resnet_jax.data.statistics import compute_statistics, save_statistics
+from resnet_jax.data.statistics import compute_statistics, load_statistics, save_statistics
 from resnet_jax.data.stream import HostBatch
 from resnet_jax.errors import BrokenDataError, UserError
 from resnet_jax.evaluate import evaluate
@@ -75,7 +75,7 @@ def finished(images, tmp_path_factory):
     return workdir, train(make_config(images, workdir))
 
 
-def test_a_run_learns_and_records_what_it_did(finished):
+def test_a_run_learns_and_records_what_it_did(images, finished):
     workdir, metrics = finished
     assert metrics.images == 12
     assert metrics.top1_error < 40  # 67 % by chance
@@ -89,7 +89,9 @@ def test_a_run_learns_and_records_what_it_did(finished):
     inputs = load_inputs(workdir)
     assert inputs.class_names == ("class0", "class1", "class2")
     assert inputs.image_shape == inputs.preprocessing.mean.shape == (32, 32, 3)
-    assert inputs.lighting.shape == (3, 3)
+    statistics = load_statistics(load_dataset("folder", images), images)
+    np.testing.assert_allclose(inputs.lighting, 0.1 * statistics.lighting)
+    np.testing.assert_array_equal(inputs.preprocessing.mean, statistics.mean)
 
 
 def test_eval_py_finds_the_same(finished):
