@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -81,11 +82,15 @@ def outputs(processes: list[subprocess.Popen]) -> list[str]:
             process.kill()
 
 
-def wait_for_steps(workdir: Path, steps: int, processes: list[subprocess.Popen]) -> None:
-    path = workdir / "metrics.jsonl"
-    while not path.exists() or path.read_text().count('"kind": "train"') < steps:
+def wait_until(condition: Callable[[], bool], processes: list[subprocess.Popen]) -> None:
+    while not condition():
         assert all(process.poll() is None for process in processes), outputs(processes)
         time.sleep(0.01)
+
+
+def steps_done(workdir: Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count('"kind": "train"') if path.exists() else 0
 
 
 def last_state(workdir: Path) -> list[np.ndarray]:
@@ -106,7 +111,8 @@ def undisturbed(setup):
 def test_two_processes_are_killed_and_one_goes_on_with_the_same_images(setup, undisturbed):
     workdir = setup / "killed"
     pair = start(setup, workdir, processes=2)
-    wait_for_steps(workdir, 5, pair)
+    # Saved in the background: step 6 waits for it to be complete.
+    wait_until(lambda: (workdir / "checkpoints" / "3").exists() and steps_done(workdir) >= 4, pair)
     for process in pair:
         process.send_signal(signal.SIGKILL)
     outputs(pair)
@@ -127,7 +133,7 @@ def test_two_processes_are_killed_and_one_goes_on_with_the_same_images(setup, un
 def test_a_signal_to_one_process_stops_both_and_the_run_is_saved(setup):
     workdir = setup / "stopped"
     pair = start(setup, workdir, "--run.steps", "100000", "--run.save-every", "100000", processes=2)
-    wait_for_steps(workdir, 3, pair)
+    wait_until(lambda: steps_done(workdir) >= 3, pair)
     pair[1].send_signal(signal.SIGTERM)
     printed = outputs(pair)
     assert [process.returncode for process in pair] == [128 + signal.SIGTERM] * 2, printed

@@ -1,0 +1,132 @@
+"""What the steps of a run report: read without holding up the device, checked, and written to the log."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import jax
+import numpy as np
+
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import Config
+from resnet_jax.errors import BrokenDataError, DivergedError
+from resnet_jax.feeds import Feed
+from resnet_jax.logs import RunLog
+from resnet_jax.steps import StepMetrics, StepsReport
+
+_RUN_AHEAD = 1  # dispatches that the host may be ahead of the device: enough to keep it busy
+# So that a signal acts and the progress bar moves soon; much shorter ones cost time on a CPU (docs/performance.md).
+_SECONDS_OF_A_DISPATCH = 3.0
+
+
+class Reports:
+    """The reports of dispatches, read one dispatch late so that the device never waits for the host."""
+
+    def __init__(self, step: int, config: Config, feed: Feed, log: RunLog, checkpoints: Checkpoints):
+        """Begin after `step`."""
+        self._config, self._feed, self._log, self._checkpoints = config, feed, log, checkpoints
+        self._pending: deque[tuple[int, StepsReport]] = deque()
+        self._window: list[StepMetrics] = []  # of the finished steps since the last log record
+        self._done = step  # the last finished step
+        self._seconds_per_step = float("inf")
+        self._images = self._skipped = 0  # of all steps
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of all rates what went before."""
+        self._window_began = self._finished_at = time.perf_counter()
+
+    def steps_at_once(self) -> int:
+        """Return how many steps the next dispatch should make at most."""
+        most = self._feed.most_steps
+        if self._config.run.steps_per_dispatch or jax.process_count() > 1:  # their clocks differ
+            return most
+        return min(most, max(1, int(_SECONDS_OF_A_DISPATCH / self._seconds_per_step)))
+
+    def add(self, step: int, report: StepsReport) -> None:
+        """Take in the report of the dispatch that ends with `step`, and wait for the one before it.
+
+        Raises:
+          DivergedError: see write_all().
+        """
+        self._pending.append((step, report))
+        while len(self._pending) > _RUN_AHEAD:
+            self._finish()
+
+    def write_all(self) -> None:
+        """Wait for all dispatches and record their steps.
+
+        Raises:
+          DivergedError: the loss or the gradient of a step is not finite.
+        """
+        while self._pending:
+            self._finish()
+        if self._window:
+            self._write()
+
+    def _finish(self) -> None:
+        """Wait for the oldest dispatch; write a record if it ends where one is due."""
+        step, on_device = self._pending.popleft()
+        report: StepsReport = jax.device_get(on_device)
+        now = time.perf_counter()
+        self._seconds_per_step = (now - self._finished_at) / int(report.steps)
+        self._finished_at = now
+        for i in range(int(report.steps)):
+            self._done += 1
+            self._window.append(jax.tree.map(lambda entries, i=i: entries[i], report.history))
+            self._check_finite(self._window[-1])
+            self._count_skipped(self._window[-1])
+        self.name_unreadable()
+        if step % self._config.run.log_every == 0:
+            self._write()
+            return
+        last = self._window[-1]
+        self._log.advance(
+            step,
+            f"rate {last.learning_rate:g}  loss {last.metrics.mean_loss:.3f}  error {last.metrics.top1_error:.1f} %"
+            f"  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
+        )
+
+    def _check_finite(self, report: StepMetrics) -> None:
+        for name, value in (("loss", report.metrics.mean_loss), ("gradient", report.gradient_norm)):
+            if not np.isfinite(value):
+                self._checkpoints.close()
+                good = self._checkpoints.latest()
+                kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
+                raise DivergedError(
+                    f"the {name} is {value} at step {self._done}; {kept} in {self._checkpoints.directory};"
+                    " a lower --optim.learning-rate or a warm-up may help"
+                )
+
+    def name_unreadable(self) -> None:
+        """Say which images could not be read."""
+        for name in self._feed.unreadable():
+            self._log.warn(f"cannot read the {name}: left out")
+
+    def _count_skipped(self, report: StepMetrics) -> None:
+        self._images += report.metrics.images
+        self._skipped += int(report.skipped)
+        share, data = self._config.data.max_broken, self._config.data
+        images = max(self._images, self._feed.train_images)  # at least an epoch
+        if 100 * self._skipped > share * images:
+            self.name_unreadable()
+            self._checkpoints.close()
+            raise BrokenDataError(
+                f"{self._skipped:,} of {images:,} training images could not be read, more than --data.max-broken"
+                f" {share:g} %: python -m resnet_jax data check {data.dir} lists them"
+            )
+
+    def _write(self) -> None:
+        """Write one record of all finished steps since the last."""
+        metrics = sum((report.metrics for report in self._window[1:]), start=self._window[0].metrics)
+        now = time.perf_counter()
+        self._log.train(
+            self._done,
+            metrics,
+            learning_rate=float(self._window[-1].learning_rate),
+            gradient_norm=float(np.mean([report.gradient_norm for report in self._window])),
+            rate=metrics.images / (now - self._window_began),
+            skipped=int(sum(report.skipped for report in self._window)) if self._feed.streamed else None,
+        )
+        self._window, self._window_began = [], now
