@@ -226,13 +226,13 @@ class StreamedFeed:
 def make_streamed_step(experiment: Experiment) -> Any:
     """Return step(state, batch) -> (state, StepsReport) for a HostBatch that lies on the devices."""
     inputs = experiment.inputs
+    mean, std = inputs.preprocessing
 
     def step(state: TrainState, batch: HostBatch) -> tuple[TrainState, StepsReport]:
-        images = batch.images.astype(jnp.float32) / 255
+        images = normalize(batch.images, mean, std)
         if inputs.lighting is not None:
             key = jax.random.fold_in(experiment.data_key, state.step)
-            images = random_lighting(key, images, inputs.lighting)
-        images = (images - inputs.preprocessing.mean) / inputs.preprocessing.std
+            images = random_lighting(key, images, inputs.lighting / std[:, None])
         state, report = experiment.train_step(state, Batch(images, batch.labels, batch.mask))
         report = dataclasses.replace(report, skipped=jnp.sum(batch.broken >= 0).astype(jnp.float32))
         history: StepMetrics = jax.tree.map(lambda value: jnp.asarray(value)[None], report)

@@ -59,10 +59,6 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     validation: EncodedImages | None = None
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
     def test_images(self) -> LabelledImages:
         """Return the images to test on, decoded when they are asked for."""
         return decoded_images(self.name, self.test, self.class_names)

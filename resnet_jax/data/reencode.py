@@ -19,7 +19,7 @@ class PackOptions:
 
     Attributes:
       short_side: larger images are resized to this shorter side, in pixels.
-      format: "jpeg", or "raw" pixels, which are some ten times as large and need no decoding.
+      format: "jpeg", or "raw" pixels, which are five times as large and more, and need no decoding.
       quality: of the JPEG files that have to be written anew; those that need not are kept byte for byte.
     """
 
