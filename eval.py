@@ -7,6 +7,7 @@ from pathlib import Path
 
 from resnet_jax.command_line import ArgumentParser, run_command
 from resnet_jax.errors import UserError
+from resnet_jax.printable import printable
 
 
 def make_parser() -> ArgumentParser:
@@ -63,15 +64,16 @@ def main(args: Sequence[str]) -> int:
         print(f"top-5 {evaluation.top5_error:.2f} %, ", end="")
     print(f"loss {evaluation.loss:.4f}, {evaluation.count:,} images, {evaluation.protocol}")
     if len(evaluation.test.class_names) <= 20:
-        width = max(map(len, evaluation.test.class_names))
-        for name, error in result["class_errors"].items():
+        names = [printable(name) for name in evaluation.test.class_names]  # of folders that others have made
+        width = max(map(len, names))
+        for name, error in zip(names, result["class_errors"].values(), strict=True):
             print(f"  {name:{width}} " + ("no images" if error is None else f"{error:6.2f} %"))
     if options.json:
         print(json.dumps(result))
     try:
         record(evaluation)
     except UserError as error:  # of a folder that may only be read: the result stands
-        print(f"warning: {error}", file=sys.stderr)
+        print(f"warning: {printable(str(error))}", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+from resnet_jax.printable import printable
+
 _SHOWN = 10  # names of a note in the text
 _MISTAKES = {"unreadable": "cannot be read", "damaged_shards": "damaged files"}
 _NOTES = {
@@ -87,7 +89,7 @@ class Report:
             lines += ["", *_split_lines(name, split)]
         if "val" not in self.splits:
             lines += ["", "val: not there; training needs images to test on"]
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def _split_lines(name: str, split: SplitReport) -> list[str]:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import http.client
 import os
-import sys
 import tarfile
 import tempfile
 import urllib.error
-import urllib.request
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resnet_jax.data.array_pickle import load_arrays
 from resnet_jax.data.dataset import Dataset, Split, make_split
+from resnet_jax.data.download import fetch
+from resnet_jax.data.inside import check_inside, read_file
 from resnet_jax.errors import UserError
+from resnet_jax.printable import printable
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-TIMEOUT = 20  # seconds without an answer
-MAX_DOWNLOAD_BYTES = 200_000_000  # the official archive has 170,052,171
-MAX_ARCHIVE_BYTES = 1 << 29  # unpacked; the official archives have some 184 MB
+ARCHIVE_BYTES = 170_052_171
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as that page says
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as TensorFlow Datasets says
+MAX_UNPACKED_BYTES = 1 << 28  # the official archives have some 184 MB
+MAX_MEMBERS = 100  # the official archives have 9
 MAX_PICKLE_BYTES = 1 << 26  # the official ones have 31 MB
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -77,7 +78,7 @@ def _decode_pickle(content: bytes, source: str) -> Split:
     try:
         batch = load_arrays(content)
         batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        planes, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+        planes, labels = _to_array(batch["data"]), _to_array(batch["labels"])
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(f"{source}: not a pickled CIFAR-10 batch ({reason}); {PYTHON.way_out}") from error
@@ -89,6 +90,13 @@ def _decode_pickle(content: bytes, source: str) -> Split:
             f" {planes.shape} and labels {labels.dtype} {labels.shape}; {PYTHON.way_out}"
         )
     return _to_split(planes, labels, source)
+
+
+def _to_array(value: Any) -> np.ndarray:
+    """Make an array of a list of numbers; lists in lists, which may be the same one many times, would have no end."""
+    if isinstance(value, list) and not all(type(item) in (int, float, bool) for item in value):
+        raise ValueError("a list of what are no numbers")
+    return np.asarray(value)
 
 
 BINARY = _Form("cifar-10-batches-bin", "cifar-10-binary.tar.gz", ".bin", _decode_binary)
@@ -114,7 +122,7 @@ def load_cifar10(data_dir: str | Path) -> Dataset:
         _download(data_dir)
         found = data_dir / BINARY.folder, BINARY
     path, form = found
-    return _load_folder(path, form) if form else _load_archive(path)
+    return _load_folder(path, form, data_dir) if form else _load_archive(path, data_dir)
 
 
 def _find(data_dir: Path) -> tuple[Path, _Form | None] | None:
@@ -142,22 +150,25 @@ def _dataset(splits: dict[str, Split], form: _Form, source: Path) -> Dataset:
     return Dataset(name="cifar10", train=Split(images, labels), test=test, class_names=CLASS_NAMES)
 
 
-def _load_folder(folder: Path, form: _Form) -> Dataset:
+def _load_folder(folder: Path, form: _Form, data_dir: Path) -> Dataset:
     splits = {}
+    check_inside(folder, data_dir)
     for name in form.files:
         path = folder / name
         try:
             if not path.is_file():
                 size = f"{RECORDS_PER_FILE * RECORD_BYTES:,} bytes" if form is BINARY else "a file"
                 raise UserError(f"{path}: expected {size}, found none; {form.way_out}")
+            check_inside(path, data_dir)
             form.check_size(path.stat().st_size, str(path))  # before it is read
-            splits[name] = form.decode(path.read_bytes(), str(path))
+            splits[name] = form.decode(read_file(path), str(path))
         except OSError as error:
             raise UserError(f"{path}: could not be read ({error.strerror}); {form.way_out}") from error
     return _dataset(splits, form, folder)
 
 
-def _load_archive(path: Path) -> Dataset:
+def _load_archive(path: Path, data_dir: Path) -> Dataset:
+    check_inside(path, data_dir)
     splits: dict[_Form, dict[str, Split]] = {BINARY: {}, PYTHON: {}}
     for form, name, content in _archive_members(path):
         splits[form][name] = form.decode(content, f"{path} ({form.folder}/{name})")
@@ -166,31 +177,59 @@ def _load_archive(path: Path) -> Dataset:
 
 
 def _archive_members(path: Path) -> Iterator[tuple[_Form, str, bytes]]:
-    """Yield the official files in a .tar.gz by their exact names; whatever else it holds is passed over."""
-    wanted = {f"{form.folder}/{name}": (form, name) for form in (BINARY, PYTHON) for name in form.files}
+    """Yield the official files in a .tar.gz by their exact names; nothing is extracted, and no link followed."""
     try:
-        with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as archive:
-            for member in archive:
-                if member.offset_data + member.size > MAX_ARCHIVE_BYTES:
-                    raise UserError(f"{path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes; not CIFAR-10")
-                if member.name not in wanted:
-                    continue
-                form, name = wanted[member.name]
-                source = f"{path} ({member.name})"
-                stream = archive.extractfile(member) if member.isreg() else None  # never follow a link
-                if stream is None:
-                    raise UserError(f"{source}: not a regular file; {form.way_out}")
-                form.check_size(member.size, source)
-                content = stream.read(member.size + 1)
-                form.check_size(len(content), source)
-                yield form, name, content
+        with gzip.open(path) as file, _open_tar(unzipped := _Unzipped(file, path)) as archive:
+            yield from _official_members(archive, path)
             while unzipped.read(1 << 20):  # to the check sum at the end
-                if unzipped.tell() > MAX_ARCHIVE_BYTES:
-                    raise UserError(f"{path}: unpacks to more than {MAX_ARCHIVE_BYTES:,} bytes; not CIFAR-10")
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+                pass
+    except UserError:
+        raise
+    except Exception as error:  # OSError, EOFError, zlib.error, TarError, RecursionError: a damaged archive can do much
+        reason = printable(str(error)[:200]) or type(error).__name__
         raise UserError(
-            f"{path}: truncated, damaged or no .tar.gz ({error}); take {BINARY.archive} anew ({PAGE})"
+            f"{path}: truncated, damaged or no .tar.gz ({reason}); take {BINARY.archive} anew ({PAGE})"
         ) from error
+
+
+def _open_tar(file: Any) -> tarfile.TarFile:
+    # Forwards only ("r|"), so that no size in a header, such as a negative one, leads back to where it was.
+    return tarfile.open(fileobj=file, mode="r|", bufsize=1 << 18)
+
+
+def _official_members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[_Form, str, bytes]]:
+    wanted = {f"{form.folder}/{name}": (form, name) for form in (BINARY, PYTHON) for name in form.files}
+    seen = set()
+    for count, member in enumerate(archive):
+        if count == MAX_MEMBERS:
+            raise UserError(f"{path}: holds more than {MAX_MEMBERS} files; not CIFAR-10")
+        if member.name not in wanted:
+            continue
+        form, name = wanted[member.name]
+        source = f"{path} ({member.name})"
+        if member.name in seen:
+            raise UserError(f"{source}: is in it twice; {form.way_out}")
+        seen.add(member.name)
+        stream = archive.extractfile(member) if member.isreg() else None  # never follow a link
+        if stream is None:
+            raise UserError(f"{source}: not a regular file; {form.way_out}")
+        form.check_size(member.size, source)
+        content = stream.read(member.size + 1)
+        form.check_size(len(content), source)
+        yield form, name, content
+
+
+class _Unzipped:
+    """What a .gz file unpacks to: a small file can hold a thousand times as much."""
+
+    def __init__(self, file: gzip.GzipFile, path: Path):
+        self._file, self._path = file, path
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        if self._file.tell() > MAX_UNPACKED_BYTES:
+            raise UserError(f"{self._path}: unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; not CIFAR-10")
+        return content
 
 
 def _download(data_dir: Path) -> None:
@@ -200,10 +239,13 @@ def _download(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="cifar-10-", suffix=".part", dir=data_dir) as temporary:
             archive, folder = Path(temporary, BINARY.archive), Path(temporary, BINARY.folder)
-            _fetch(archive)
+            fetch(URL, archive, size=ARCHIVE_BYTES, digests={"md5": MD5, "sha256": SHA256}, title="CIFAR-10")
             folder.mkdir()
-            for _, name, content in _archive_members(archive):
-                (folder / name).write_bytes(content)
+            for form, name, content in _archive_members(archive):
+                if form is BINARY:
+                    (folder / name).write_bytes(content)
+            if missing := [name for name in BINARY.files if not (folder / name).exists()]:
+                raise UserError(f"{URL}: has no {BINARY.folder}/{missing[0]}")
             if not (data_dir / BINARY.folder).is_dir():  # else another process was quicker
                 os.replace(folder, data_dir / BINARY.folder)
     except BaseException as error:
@@ -213,36 +255,8 @@ def _download(data_dir: Path) -> None:
         if not isinstance(error, (OSError, http.client.HTTPException, UserError)):
             raise
         reason = error.reason if type(error) is urllib.error.URLError else error  # which only wraps it
+        in_a_line = printable(" ".join(str(reason).split()))  # it may be the server's words
         raise UserError(
-            f"could not download CIFAR-10 ({reason}): put {BINARY.archive} from {PAGE} into {data_dir},"
+            f"could not download CIFAR-10 ({in_a_line}): put {BINARY.archive} from {PAGE} into {data_dir},"
             " or pass --data.dir FOLDER"
         ) from error
-
-
-def _fetch(path: Path) -> None:
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    with urllib.request.urlopen(URL, timeout=TIMEOUT) as response, path.open("wb") as file:
-        for chunk in _with_progress(iter(lambda: response.read(1 << 18), b""), response.length):
-            file.write(chunk)
-            digest.update(chunk)
-            size += len(chunk)
-            if size > MAX_DOWNLOAD_BYTES:
-                raise UserError(f"{URL} is larger than {MAX_DOWNLOAD_BYTES:,} bytes")
-    if digest.hexdigest() != MD5:
-        raise UserError(f"{URL} gave {size:,} bytes of MD5 {digest.hexdigest()}, not {MD5}")
-
-
-def _with_progress(chunks: Iterable[bytes], total: int | None) -> Iterator[bytes]:
-    """Show how much of `total` bytes (None: unknown) has come, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield from chunks
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (progress.TextColumn("CIFAR-10"), progress.BarColumn(), progress.DownloadColumn())
-    with progress.Progress(*columns, progress.TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        for chunk in chunks:
-            yield chunk
-            bar.update(task, advance=len(chunk))

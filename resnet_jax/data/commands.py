@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import UserError
+from resnet_jax.printable import printable
 
 
 def add_commands(commands: Any) -> None:
@@ -84,7 +85,7 @@ def _pack(options: argparse.Namespace) -> int:
     manifest, complete = pack(options.dir, options.out, how, workers=_workers(options))
     for name, split in manifest.splits.items():
         for image, reason in split.skipped:
-            print(f"left out {name}/{image}: {reason}")
+            print(printable(f"left out {name}/{image}: {reason}"))
         size = sum(shard.bytes for shard in split.shards) / 1e6
         files = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
         print(f"{name}: {split.images:,} images, {size:,.1f} MB in {files}")

@@ -12,6 +12,9 @@ from PIL import Image, UnidentifiedImageError
 # An image that is not compressed: this, height and width as 32-bit numbers, then its RGB bytes.
 _RAW_MAGIC = b"RGB8"
 _RAW_HEADER = struct.Struct("<4sII")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # Pillow's others may start other programs
+_MOST_PIXELS = 89_478_485  # where Pillow warns of a bomb; the largest photograph of ImageNet has 61 million
+_MOST_RATIO = 100  # of the sides; with its shorter side resized to 256, a line of pixels would fill the memory
 
 
 class BrokenImageError(Exception):
@@ -37,17 +40,36 @@ def open_image(data: bytes) -> Image.Image:
     """Read the header of an image: format, mode and size are known, pixels are not decoded yet.
 
     Raises:
-      BrokenImageError: no image that Pillow knows.
+      BrokenImageError: no image of a format that is read, or one that claims to be enormous.
     """
     try:
         if data.startswith(_RAW_MAGIC):
             _, height, width = _RAW_HEADER.unpack_from(data)
+            _check_size(width, height)
             return Image.frombuffer("RGB", (width, height), data[_RAW_HEADER.size :], "raw", "RGB", 0, 1)
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BrokenImageError("no image" if data else "the file is empty") from error
+    except BrokenImageError:
+        raise
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(_reason(error)) from error
+    _check_size(*image.size)
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    """Check a size that nothing was allocated for yet."""
+    if width < 1 or height < 1:
+        raise BrokenImageError(f"{width}x{height} pixels")
+    if width * height > _MOST_PIXELS:
+        raise BrokenImageError(f"{width}x{height} pixels are more than {_MOST_PIXELS:,}")
+    if max(width, height) > _MOST_RATIO * min(width, height):
+        raise BrokenImageError(f"{width}x{height} pixels: one side is more than {_MOST_RATIO} times the other")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -79,7 +101,7 @@ def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bo
     try:
         image.draft("RGB", whole)  # a JPEG only; not smaller than that
     except Exception as error:
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(_reason(error)) from error
     image = to_rgb(image)
     x, y = image.width / width, image.height / height
     box = (
@@ -102,4 +124,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
-        raise BrokenImageError(str(error) or type(error).__name__) from error
+        raise BrokenImageError(_reason(error)) from error

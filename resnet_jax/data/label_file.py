@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_jax.config import did_you_mean
+from resnet_jax.data.inside import check_inside
 from resnet_jax.errors import UserError
 
 FILE_NAMES = ("val.txt", "val_labels.txt", "LOC_val_solution.csv")
+_MOST_CLASSES = 100_000  # of a file that numbers them; ImageNet has 21,843 in all
 _KAGGLE_HEADER = ["ImageId", "PredictionString"]
 _KAGGLE_FOLDERS = ("ILSVRC", "Data", "CLS-LOC")  # the table lies above these, the images in them
 
@@ -26,11 +28,19 @@ def find_label_file(data_dir: Path) -> Path | None:
 
     Args:
       data_dir: the folder that holds val/.
+
+    Raises:
+      UserError: it is a link to outside of its folder.
     """
     folders = [data_dir]
     if data_dir.absolute().parts[-3:] == _KAGGLE_FOLDERS:
         folders.append(data_dir.absolute().parents[2])
-    return next((path for folder in folders for name in FILE_NAMES if (path := folder / name).is_file()), None)
+    for folder in folders:
+        for name in FILE_NAMES:
+            if (folder / name).is_file():
+                check_inside(folder / name, folder)
+                return folder / name
+    return None
 
 
 def read_labels(
@@ -60,7 +70,7 @@ def read_labels(
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from error
     if class_names is None:
-        class_names = _named_classes(line.label for line in lines)
+        class_names = _named_classes([line.label for line in lines], path)
     numbers = {name: number for number, name in enumerate(class_names)}
     known = {(file.rpartition(".")[0] if kaggle else file): file for file in files}
     labels: dict[str, int] = {}
@@ -69,7 +79,7 @@ def read_labels(
         label = _label_number(line.label, numbers, where)
         file = known.get(line.image)
         if file is None:
-            raise UserError(f"{where}: there is no image {line.image!r} in {folder}")
+            raise UserError(f"{where}: there is no image {line.image[:60]!r} in {folder}")
         if labels.setdefault(file, label) != label:
             before = class_names[labels[file]]
             raise UserError(f"{where}: {line.image!r} is of class {line.label!r}, but a line before says {before!r}")
@@ -107,19 +117,27 @@ def _kaggle_lines(path: Path) -> Iterator[_Line]:
                 yield _Line(rows.line_num, row[0], row[1].split()[0])
 
 
-def _named_classes(labels: Iterator[str]) -> tuple[str, ...]:
+def _named_classes(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     """Return the classes of a file that is read without the training images, as for testing alone."""
     found = set(labels)
-    if found and all(label.isdecimal() for label in found):
-        return tuple(map(str, range(max(map(int, found)) + 1)))
-    return tuple(sorted(found))
+    if not found or not all(label.isdecimal() for label in found):
+        return tuple(sorted(found))
+    largest = max(found, key=_to_number)
+    if _to_number(largest) >= _MOST_CLASSES:
+        raise UserError(f"{path}: class {largest[:60]} is beyond the {_MOST_CLASSES:,} that there can be")
+    return tuple(map(str, range(int(largest) + 1)))
+
+
+def _to_number(label: str) -> int:
+    """Return a number of decimal digits; one of very many, which Python would take for ever or refuse, is just huge."""
+    return int(label) if len(label) <= 100 else 10**100
 
 
 def _label_number(label: str, numbers: dict[str, int], where: str) -> int:
     if label in numbers:
         return numbers[label]
     if not label.isdecimal():
-        raise UserError(f"{where}: unknown class {label!r}{did_you_mean(label, list(numbers))}")
-    if int(label) >= len(numbers):
-        raise UserError(f"{where}: class {label} is outside 0..{len(numbers) - 1} (classes are numbered from 0)")
+        raise UserError(f"{where}: unknown class {label[:60]!r}{did_you_mean(label[:60], list(numbers))}")
+    if _to_number(label) >= len(numbers):
+        raise UserError(f"{where}: class {label[:60]} is outside 0..{len(numbers) - 1} (classes are numbered from 0)")
     return int(label)

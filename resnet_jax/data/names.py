@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from resnet_jax.printable import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
@@ -33,16 +35,11 @@ class Names:
 
     def text(self, index: int) -> str:
         """Return a name that can be printed."""
-        return printable(self[index])
+        return printable(os.fsdecode(self[index]))
 
     def path(self, folder: Path, index: int) -> Path:
         """Return the file of that name."""
         return folder / os.fsdecode(self[index])
-
-
-def printable(name: bytes) -> str:
-    """Return a name of the file system as text; what is not UTF-8 is shown as \\xNN."""
-    return name.decode("utf-8", "backslashreplace")
 
 
 def index_names(entries: Iterable[tuple[int, str]]) -> tuple[Names, np.ndarray]:

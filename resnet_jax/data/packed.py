@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import threading
+import typing
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typeguard
 from array_record.python.array_record_module import ArrayRecordReader
 
+from resnet_jax.array_zip import read_arrays
 from resnet_jax.data.dataset import LabelledImages
 from resnet_jax.data.decode import BrokenImageError
 from resnet_jax.data.encoded import StreamedDataset, decoded_images
+from resnet_jax.data.inside import check_inside, open_regular
 from resnet_jax.data.names import Names
 from resnet_jax.data.shards import open_shard, read_record, sha256_of
 from resnet_jax.errors import UserError
+from resnet_jax.files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "resnet_jax packed images 1"
+_INDEX = {"blob": np.uint8, "offsets": np.int64, "labels": np.int32, "crc32": np.uint32}
+_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS
 _AGAIN = "copy it again or pack the images anew"
 
 
@@ -78,22 +86,35 @@ def read_manifest(folder: Path) -> Manifest:
       UserError: the manifest cannot be read, or is not of this program.
     """
     path = folder / MANIFEST
+    check_inside(path, folder)
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+            raise ValueError(f"its format is {repr(content['format'])[:60]}, not {FORMAT!r}")
         splits = {name: _split(content["splits"][name]) for name in ("train", "val")}
+        for name, hint in {"class_names": list[str], "options": dict[str, Any], "source": dict[str, str]}.items():
+            typeguard.check_type(content[name], hint, collection_check_strategy=_ALL)
         return Manifest(tuple(content["class_names"]), content["options"], content["source"], splits)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest of packed images ({error!r}); {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
+        reason = " ".join(repr(error).split())[:300]
+        raise UserError(f"{path}: not a manifest of packed images ({reason}); {_AGAIN}") from error
 
 
 def _split(content: dict[str, Any]) -> PackedSplit:
     shards = tuple(Shard(**shard) for shard in content["shards"])
     skipped = tuple((id, reason) for id, reason in content["skipped"])
     split = PackedSplit(**{**content, "shards": shards, "skipped": skipped})
+    for part in (split, *shards):
+        for name, hint in typing.get_type_hints(type(part)).items():
+            typeguard.check_type(getattr(part, name), hint, collection_check_strategy=_ALL)
+    if min([split.images, *(shard.images for shard in shards)]) < 0:
+        raise ValueError("a number of images below 0")
+    for name in (split.index_file, *(shard.file for shard in shards)):
+        os.fsencode(name)  # half a character is no name
+        if Path(name).name != name or name in ("", "..") or "\0" in name:  # it would lead to another folder
+            raise ValueError(f"{name!r} is no file name")
     if split.images != sum(shard.images for shard in shards):
         raise ValueError(f"the shards hold {sum(shard.images for shard in shards)} images, not {split.images}")
     return split
@@ -162,6 +183,7 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> PackedImages:
     split = manifest.splits[name]
     for shard in split.shards:
         path = folder / shard.file
+        check_inside(path, folder)
         try:
             size = path.stat().st_size
         except OSError as error:
@@ -175,14 +197,27 @@ def open_split(folder: Path, manifest: Manifest, name: str) -> PackedImages:
 
 def _read_index(folder: Path, split: PackedSplit, num_classes: int) -> tuple[Names, np.ndarray, np.ndarray]:
     path = folder / split.index_file
+    check_inside(path, folder)
     try:
         if sha256_of(path) != split.index_sha256:
             raise UserError(f"{path}: its SHA-256 is not that of {MANIFEST}; {_AGAIN}")
-        with np.load(path) as arrays:
-            names = Names(arrays["blob"], arrays["offsets"])
-            labels, crc32 = arrays["labels"], arrays["crc32"]
+        with open_regular(path) as file:
+            arrays = read_arrays(file, _INDEX)
+        for name, dtype in _INDEX.items():
+            if arrays[name].dtype != dtype or arrays[name].ndim != 1:
+                raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
+        names = Names(arrays["blob"], arrays["offsets"])
+        labels, crc32 = arrays["labels"], arrays["crc32"]
+        if not len(names.offsets) or names.offsets[0] < 0 or names.offsets[-1] > len(names.blob):
+            raise ValueError("names beyond the end")
+        if (np.diff(names.offsets) < 0).any():
+            raise ValueError("names of a length below 0")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"cannot read {path} ({error}); {_AGAIN}") from error
     if not len(names) == len(labels) == len(crc32) == split.images:
         raise UserError(f"{path}: {len(labels)} images, but {MANIFEST} says {split.images}; {_AGAIN}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from resnet_jax.data.decode import BrokenImageError
+from resnet_jax.data.inside import open_regular
 from resnet_jax.errors import UserError
 
 _READ = "readahead_buffer_size:0,max_parallelism:0"  # single records, in random order
@@ -24,8 +25,7 @@ def open_shard(path: Path, records: int) -> ArrayRecordReader:
       UserError: it cannot be opened, or is cut short or damaged.
     """
     try:
-        with path.open("rb"):  # the reader below takes a file that is not there for an empty one
-            pass
+        open_regular(path).close()  # the reader below takes a file that is not there for an empty one
         reader = ArrayRecordReader(str(path), options=_READ, file_reader_buffer_size=_READ_BUFFER)
         found = reader.num_records()
     except OSError as error:
@@ -75,7 +75,7 @@ def sha256_of(path: Path) -> str:
     Raises:
       OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

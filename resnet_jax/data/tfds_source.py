@@ -14,6 +14,7 @@ import numpy as np
 
 from resnet_jax.data.dataset import Dataset, Split, make_split
 from resnet_jax.data.encoded import AnyDataset, StreamedDataset
+from resnet_jax.data.tfds_metadata import check_folder, check_shards
 from resnet_jax.data.tfds_records import AGAIN, BATCH, TfdsImages, one_line, open_records, quiet, unreadable
 from resnet_jax.errors import UserError
 
@@ -42,8 +43,12 @@ def load_tfds(name: str, data_dir: str | Path) -> AnyDataset:
         except ImportError as error:
             raise UserError(f"tfds:{name}: needs pip install 'resnet_jax[tfds]' ({error})") from error
         folder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
+        check_folder(folder, data_dir)
         try:
             builder = tfds.builder_from_directory(str(folder))
+            check_shards(builder)
+        except UserError:
+            raise
         except Exception as error:  # of protobuf, json, tfds: whatever a damaged file leads to
             raise UserError(f"{folder}: not a prepared TFDS set ({one_line(error)}); {AGAIN}") from error
         class_names = _check_features(name, builder.info.features)

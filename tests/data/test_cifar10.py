@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_jax.data import Dataset, cifar10, load_dataset
+from resnet_jax.data import Dataset, cifar10, download, load_dataset
 from resnet_jax.errors import UserError
 
 RECORDS = 20  # a file, instead of 10,000
@@ -349,7 +349,7 @@ def test_archive_without_a_member(tmp_path: pathlib.Path) -> None:
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10, "MAX_ARCHIVE_BYTES", 100_000)
+    monkeypatch.setattr(cifar10, "MAX_UNPACKED_BYTES", 100_000)
     put(tmp_path, {"cifar-10-binary.tar.gz": pack("cifar-10-batches-bin", binary_files())})
     with pytest.raises(UserError, match=r"tar\.gz: unpacks to more than 100,000 bytes"):
         load_dataset("cifar10", tmp_path)
@@ -370,7 +370,9 @@ def server(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     thread.start()
     address = f"http://127.0.0.1:{httpd.server_port}"
     monkeypatch.setattr(cifar10, "URL", f"{address}/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", len(content))
     monkeypatch.setattr(cifar10, "MD5", hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(content).hexdigest())
     yield address
     httpd.shutdown()
     thread.join()
@@ -402,9 +404,11 @@ def test_download(
     ("constant", "value", "reason"),
     [
         ("MD5", "0" * 32, r"http://127.* of MD5 [0-9a-f]{32}, not 0{32}"),
+        ("SHA256", "0" * 64, r"http://127.* of SHA256 [0-9a-f]{64}, not 0{64}"),
         ("URL", "{server}/other.tar.gz", "HTTP Error 404: File not found"),
         ("URL", "http://127.0.0.1:1/x", "Connection refused"),
-        ("MAX_DOWNLOAD_BYTES", 1000, "larger than 1,000 bytes"),
+        ("ARCHIVE_BYTES", 1000, "larger than 1,000 bytes"),
+        ("ARCHIVE_BYTES", 1 << 30, r"the connection ended after [\d,]+ of 1,073,741,824 bytes"),
     ],
 )
 def test_failed_download(
@@ -433,7 +437,7 @@ def test_stopped_download_leaves_nothing(server: str, tmp_path: pathlib.Path, mo
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cifar10, "_with_progress", stop)
+    monkeypatch.setattr(download, "_with_progress", stop)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -447,6 +451,8 @@ def test_download_into_no_folder(server: str, tmp_path: pathlib.Path) -> None:
 
 def test_official_constants() -> None:
     assert cifar10.MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert cifar10.SHA256.startswith("c4a38c50a1bc5f3a1c5537f2155ab9d6")
+    assert cifar10.ARCHIVE_BYTES == 170_052_171
     assert cifar10.RECORD_BYTES == 3073
 
 

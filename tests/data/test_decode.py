@@ -1,6 +1,8 @@
 """Decoding: every kind of image becomes RGB, and a window is what resizing and cropping would give."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -72,3 +74,38 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size():
     opened = open_image(data)
     decode_window(opened, Window(0, 0, 440, 440), 224)  # half of it would be too small
     assert opened.size == (1200, 900)
+
+
+def png(width, height):
+    """A PNG file of a few bytes that claims to be of this size."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (png(9_460, 9_460), "9460x9460 pixels are more than 89,478,485"),
+        (png(65_535, 65_535), "decompression bomb"),
+        (png(1, 101), "1x101 pixels: one side is more than 100 times the other"),  # resized, it would fill the memory
+        (png(60_000, 2), "60000x2 pixels: one side is more than 100 times the other"),
+        (b"RGB8" + struct.pack("<II", 2**32 - 1, 2**32 - 1), "4294967295x4294967295 pixels are more"),
+        (b"RGB8" + struct.pack("<II", 0, 5), "5x0 pixels"),
+        (b"RGB8" + struct.pack("<II", 4, 5) + bytes(59), "not enough image data"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image"),  # Ghostscript would run it
+        (b"8BPS\x00\x01" + bytes(6) + struct.pack(">HIIHH", 3, 9, 9, 8, 3) + bytes(40), "no image"),
+    ],
+)
+def test_an_image_that_claims_too_much_is_broken_before_it_is_decoded(data, message):
+    for read in (open_image, decode):
+        with pytest.raises(BrokenImageError, match=message):
+            read(data)
+
+
+def test_a_narrow_image_is_none_that_claims_too_much():
+    assert decode(encoded(Image.new("RGB", (100, 1)), "PNG")).shape == (1, 100, 3)

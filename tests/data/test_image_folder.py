@@ -55,7 +55,7 @@ def test_any_file_name(tmp_path: pathlib.Path) -> None:
     name = os.fsdecode(b"train/ant/\xff \xc3\xa9\n.jpeg")  # the first byte is not UTF-8
     write(tmp_path, {name: b"content"})
     train = load_image_folder("folder", tmp_path).train
-    assert train.id(2) == "ant/\\xff é\n.jpeg"
+    assert train.id(2) == "ant/\\xff é\\n.jpeg"
     assert train.read(2) == (b"content", 0)
 
 
@@ -203,6 +203,16 @@ def test_wrong_label_file(tmp_path: pathlib.Path, file: str, content: str, messa
     with pytest.raises(UserError, match=message.format(root=tmp_path)) as caught:
         load_dataset("imagenet", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("number", "named"), [("999999999999", "999999999999"), ("9" * 5000, "9" * 60)])
+def test_numbers_of_classes_that_would_fill_the_memory(tmp_path: pathlib.Path, number: str, named: str) -> None:
+    write_flat(tmp_path, {"val.txt": GOOD.replace("bee", "0").replace("cow", "1").replace("ant", number)})
+    with pytest.raises(UserError, match=f"y.png|class {named} is outside"):
+        load_dataset("imagenet", tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match=f"{tmp_path}/val.txt: class {named} is beyond the 100,000 that there can be"):
+        load_test_images("imagenet", tmp_path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

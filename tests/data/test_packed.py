@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,7 +188,7 @@ def test_photographs(tmp_path: pathlib.Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "in" / split).mkdir(parents=True)
         for name in sorted(path.name for path in SAMPLE.iterdir())[::8]:
-            (tmp_path / "in" / split / name).symlink_to(SAMPLE / name)
+            shutil.copytree(SAMPLE / name, tmp_path / "in" / split / name)
     source = load_image_folder("imagenet", tmp_path / "in").train
     pack(tmp_path / "in", tmp_path / "out", PackOptions())
     train = load_packed("imagenet", tmp_path / "out").train
@@ -212,20 +213,28 @@ def test_size_of_shards() -> None:
 
 
 def test_killed(folder: pathlib.Path, packed: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Two processes pack; one waits for an image that is a pipe, and then SIGKILL ends the first one's parent."""
+    """Two processes pack; one waits for an image, and then SIGKILL ends the first one's parent."""
     root, out = tmp_path / "in", tmp_path / "out"
     for split in ("train", "val"):
         write(
             root / split,
             {str(path.relative_to(folder / split)): path.read_bytes() for path in folder.glob(f"{split}/*/*")},
         )
-    waits = root / "train/bee/2.jpeg"  # in the second of four shards
-    content = waits.read_bytes()
-    waits.unlink()
-    os.mkfifo(waits)
-    code = "import sys; from pathlib import Path; from resnet_jax.data.pack import PackOptions, pack\n"
-    code += "if __name__ == '__main__': "
-    code += "pack(Path(sys.argv[1]), Path(sys.argv[2]), PackOptions(40), workers=2, shard_images=5)"
+    code = """
+import sys, time
+from pathlib import Path
+from resnet_jax.data import image_folder
+from resnet_jax.data.pack import PackOptions, pack
+
+def read_or_wait(path, read=image_folder.read_file):
+    if path.match("train/bee/2.jpeg"):  # in the second of four shards
+        time.sleep(100)
+    return read(path)
+
+image_folder.read_file = read_or_wait  # in the worker processes, too: they run all of this but the last lines
+if __name__ == "__main__":
+    pack(Path(sys.argv[1]), Path(sys.argv[2]), PackOptions(40), workers=2, shard_images=5)
+"""
     (tmp_path / "program.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -240,8 +249,6 @@ def test_killed(folder: pathlib.Path, packed: pathlib.Path, tmp_path: pathlib.Pa
     assert not (out / "train-00001-of-00003.array_record.json").exists()
     with pytest.raises(UserError, match="no folder .*/out/train"):
         load_dataset("imagenet", out)
-    waits.unlink()
-    waits.write_bytes(content)
     written = {name: (out / name).stat().st_mtime_ns for name in files(out) if name.endswith("array_record")}
     assert len(written) == 3
     _, complete = pack(root, out, PackOptions(40), shard_images=5)
@@ -427,6 +434,26 @@ def overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[pathlib
         (overwrite("val.index.npz", lambda old: old[:-1]), r"{dir}/val.index.npz: its SHA-256 is not that of manifest"),
         (reindex(labels=np.zeros(3, np.int32)), r"{dir}/train.index.npz: 3 images, but manifest.json says 11"),
         (reindex(labels=np.full(11, -1, np.int32)), r"{dir}/train.index.npz: labels outside the 3 classes"),
+        (overwrite("manifest.json", lambda _: b"[" * 100_000), r"manifest.json: not a manifest .*too deeply"),
+        (overwrite("manifest.json", lambda _: b"9" * 5000), r"manifest.json: not a manifest of packed images"),
+        (edit(lambda m: m.update(class_names="ant")), r"{dir}/manifest.json: not a manifest .*is not a list"),
+        (edit(lambda m: m.update(class_names=[1, 2, 3])), r"{dir}/manifest.json: not a manifest .*is not an instance"),
+        (edit(lambda m: m["splits"]["val"].update(index_file="\ud800")), r"{dir}/manifest.json: not a manifest"),
+        (edit(lambda m: m["splits"]["val"].update(index_file="\0")), r"{dir}/manifest.json: not a manifest"),
+        (edit(lambda m: m.update(options=[])), r"{dir}/manifest.json: not a manifest .*is not a dict"),
+        (edit(lambda m: m["splits"]["train"].update(images="11")), r"{dir}/manifest.json: not a manifest"),
+        (edit(lambda m: m["splits"]["train"]["shards"][0].update(bytes="5")), r"{dir}/manifest.json: not a manifest"),
+        (edit(lambda m: m["splits"]["train"]["shards"][0].update(sha256=None)), r"{dir}/manifest.json: not a manifest"),
+        (
+            edit(lambda m: [m["splits"]["train"]["shards"][i].update(images=n) for i, n in ((0, -1), (1, 10))]),
+            r"{dir}/manifest.json: not a manifest .*a number of images below 0",
+        ),
+        (reindex(labels=np.zeros(11)), r"cannot read {dir}/train.index.npz \(labels is float64 \(11,\)\)"),
+        (reindex(crc32=np.zeros((11, 1), np.uint32)), r"cannot read {dir}/train.index.npz \(crc32 is uint32"),
+        (reindex(offsets=np.arange(12) * 10**9), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
+        (reindex(offsets=np.arange(12)[::-1].copy()), r"cannot read {dir}/train.index.npz \(names"),
+        (reindex(offsets=np.zeros(0, np.int64)), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
+        (reindex(blob=np.array([{}], object)), r"cannot read {dir}/train.index.npz \('blob' is no array of numbers\)"),
     ],
 )  # fmt: skip
 def test_damaged(copy: pathlib.Path, damage: Callable[[pathlib.Path], object], message: str) -> None:
