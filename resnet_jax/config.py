@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import os
 import re
 import typing
 from typing import Annotated, Any, Literal
@@ -17,6 +19,7 @@ import typeguard
 import tyro
 
 from resnet_jax.errors import UserError
+from resnet_jax.files import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,9 @@ class RunConfig:
     """Steps between checkpoints; one more is saved at the end."""
     keep: int = 3
     """Last checkpoints to keep; the one best on the validation split stays too."""
+    on_log_error: Literal["stop", "continue"] = "stop"
+    """What to do when a log, curves.png or the output cannot be written, on a full disk say: stop, or go on without
+    it. A checkpoint that cannot be written always stops the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +179,13 @@ class Config:
     hosts: HostsConfig = HostsConfig()
 
 
+_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS  # not only the first one
+
 # What may differ when a run is resumed: none of it changes the parameters at a given step.
 _FREE_ON_RESUME = {
     "model.scan_blocks", "model.remat", "data.dir", "data.eval_batch_size", "data.workers", "data.max_broken",
     "optim.accumulation_steps", "run.steps_per_dispatch", "run.workdir", "run.steps", "run.log_every",
-    "run.eval_every", "run.save_every", "run.keep",
+    "run.eval_every", "run.save_every", "run.keep", "run.on_log_error",
 }  # fmt: skip
 
 
@@ -196,11 +204,12 @@ def check_config(config: Config) -> None:
         "data.validation_size", "data.padding", "optim.weight_decay", "run.seed", "data.split_seed", "data.lighting",
         "data.workers", "data.max_broken", "hosts.process_id",
     ]  # fmt: skip
-    positive = ["optim.learning_rate", "optim.warmup_learning_rate"]
+    positive = ["optim.learning_rate", "optim.warmup_learning_rate", "optim.warmup_error"]
     shares = ["optim.momentum", "model.bn_decay", "optim.label_smoothing"]
+    _check_size_of_numbers(config)
     for names, ok, range_text in (
         (at_least_one, lambda v: v >= 1, "at least 1"),
-        (at_least_zero, lambda v: v >= 0, "at least 0"),
+        (at_least_zero, lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
         (positive, lambda v: 0 < v < float("inf"), "above 0 and finite"),
         (shares, lambda v: 0 <= v < 1, "from 0 up to, not including, 1"),
     ):
@@ -208,8 +217,6 @@ def check_config(config: Config) -> None:
             value = get_field(config, name)
             if value is not None and not ok(value):
                 raise UserError(f"--{name.replace('_', '-')} must be {range_text}; got {value}")
-    if config.run.seed >= 2**32:
-        raise UserError(f"--run.seed must be below 2^32; got {config.run.seed}")
     _check_batch(config)
     smallest, largest = config.data.shorter_side
     if not config.data.image_size <= smallest <= largest:
@@ -221,9 +228,31 @@ def check_config(config: Config) -> None:
         raise UserError(
             "--optim.schedule plateau follows the validation error: hold images out with --data.validation-size"
         )
-    if min(config.data.std) <= 0:
-        raise UserError(f"--data.std must be above 0; got {config.data.std}")
+    if not all(0 < value < float("inf") for value in config.data.std):
+        raise UserError(f"--data.std must be above 0 and finite; got {config.data.std}")
+    if config.data.mean is not None and not all(map(math.isfinite, config.data.mean)):
+        raise UserError(f"--data.mean must be finite; got {config.data.mean}")
     _check_hosts(config.hosts)
+
+
+def _check_size_of_numbers(config: Config) -> None:
+    """Check that whole numbers fit into those of devices and generators, and text into the names of files."""
+    for name in field_names():
+        value, option = get_field(config, name), f"--{name.replace('_', '-')}"
+        bits = 32 if name in ("run.seed", "data.split_seed") else 31
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**bits:
+                raise UserError(f"{option} must be below 2^{bits}; got {str(number)[:40]}")
+            if isinstance(number, str) and not _is_file_name(number):
+                raise UserError(f"{option} must be text that can name a file; got {number[:40]!r}")
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        return False
+    return "\0" not in text
 
 
 def _check_hosts(hosts: HostsConfig) -> None:
@@ -275,11 +304,11 @@ def from_json(text: str, source: str) -> Config:
       UserError: no JSON, an unknown field, a value of the wrong type or out of range.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         groups = {field.name: type(field.default) for field in dataclasses.fields(Config)}
         config = Config(**{name: _build(groups[name], name, values) for name, values in _items(data, groups)})
         check_config(config)
-    except (json.JSONDecodeError, UserError) as error:
+    except ValueError as error:
         raise UserError(f"{source} is not a configuration of this program: {error}") from error
     return config
 
@@ -291,18 +320,20 @@ def _build(group: Any, group_name: str, values: Any) -> Any:
     for name, value in _items(values, hints):
         fields[name] = tuple(value) if isinstance(value, list) else value
         try:
-            typeguard.check_type(fields[name], hints[name])
+            typeguard.check_type(fields[name], hints[name], collection_check_strategy=_ALL)
         except typeguard.TypeCheckError as error:
-            raise UserError(f"{group_name}.{name}: {error}") from error
+            raise UserError(f"{group_name}.{name}: {' '.join(str(error).split())}") from error
+        if isinstance(fields[name], bool) and hints[name] is not bool:  # which Python takes for a number
+            raise UserError(f"{group_name}.{name}: {fields[name]} is no number")
     return group(**fields)
 
 
 def _items(data: Any, known: typing.Collection[str]) -> list[tuple[str, Any]]:
     if not isinstance(data, dict):
-        raise UserError(f"expected an object, found {data!r}")
+        raise UserError(f"expected an object, found {repr(data)[:60]}")
     for name in data:
         if name not in known:
-            raise UserError(f"unknown field {name!r}{did_you_mean(name, known)}")
+            raise UserError(f"unknown field {name[:60]!r}{did_you_mean(name[:60], known)}")
     return list(data.items())
 
 

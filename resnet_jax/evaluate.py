@@ -14,10 +14,11 @@ import numpy as np
 
 from resnet_jax import runtime
 from resnet_jax.data import LabelledImages, load_test_images
-from resnet_jax.errors import UserError
+from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.files import read_records, replacing
 from resnet_jax.logs import environment
 from resnet_jax.predict import predict
+from resnet_jax.records import is_evaluation
 from resnet_jax.trained import Trained, load
 from resnet_jax.views import Protocol, ProtocolName, make_protocol
 from resnet_jax.workdir import check_classes, load_config
@@ -155,6 +156,7 @@ def evaluate(
 
     Raises:
       UserError: no work directory, no such checkpoint, no data, other classes, or scales that do not fit.
+      DivergedError: a network whose outputs are not finite.
     """
     if step is not None and len(workdirs) > 1:
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
@@ -171,7 +173,10 @@ def evaluate(
         check_classes(trained.config.inputs, test)
         of_member = _protocol(trained, protocol, scales)
         size = batch_size or config.data.eval_batch_size
-        probabilities += predict(trained, test.images, of_member, batch_size=size)
+        of_network = predict(trained, test.images, of_member, batch_size=size)
+        if not np.isfinite(of_network).all():  # its errors would look like those of an untrained network
+            raise DivergedError(f"{folder}: the outputs of the network of step {trained.config.step} are not finite")
+        probabilities += of_network
         members.append(Member(folder, trained.config.step, of_member))
     return Evaluation(tuple(members), test, probabilities / len(members))
 
@@ -196,12 +201,17 @@ def record(evaluation: Evaluation) -> None:
     for member in evaluation.members:
         path = member.workdir / RECORDS
         try:
-            with path.open("a") as file:
+            with open(path, "a", opener=_no_link) as file:
                 file.write(line)
         except OSError as error:
             raise UserError(f"cannot record the evaluation in {path}: {os.strerror(error.errno or 0)}") from error
 
 
+def _no_link(path: str, flags: int) -> int:
+    # A work directory of others must not make this program write elsewhere, or wait for the other end of a pipe.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
-    """Return what record() has written, in order."""
-    return read_records(workdir / RECORDS)
+    """Return what record() has written, in order; what is damaged is left out."""
+    return [found for found in read_records(workdir / RECORDS) if is_evaluation(found)]

@@ -186,6 +186,18 @@ def test_a_field_that_an_older_version_did_not_have_keeps_its_default():
         (lambda data: data["data"].update(mean=[1, 2]), "data.mean"),
         (lambda data: data["run"].update(steps=-1), "--run.steps must be at least 1"),
         (lambda data: data.update(model=[]), "expected an object"),
+        (lambda data: data["run"].update(steps=2**31), r"--run.steps must be below 2\^31; got 2147483648"),
+        (lambda data: data["run"].update(steps=10**4000), r"--run.steps must be below 2\^31"),
+        (lambda data: data["run"].update(seed=2**32), r"--run.seed must be below 2\^32"),
+        (lambda data: data["data"].update(split_seed=2**32), r"--data.split-seed must be below 2\^32"),
+        (lambda data: data["run"].update(steps=True), "run.steps: True is no number"),
+        (lambda data: data["data"].update(mean=[10**400, 0, 0]), "--data.mean must be"),
+        (lambda data: data["data"].update(mean=[0, float("nan"), 0]), "--data.mean must be finite"),
+        (lambda data: data["data"].update(dir="a\0b"), "--data.dir must be text that can name a file"),
+        (lambda data: data["data"].update(dir="\ud800"), "--data.dir must be text that can name a file"),
+        (lambda data: data["optim"].update(boundaries=[1, [2]]), "optim.boundaries: "),
+        (lambda data: data["model"].update(bn_group_size="64"), "model.bn_group_size: "),
+        (lambda data: data.update({"x" * 10_000: 1}), "unknown field 'x{60}'"),
         (lambda data: data.update(extra={}), "unknown field 'extra'"),
     ],
 )
@@ -196,9 +208,14 @@ def test_mistakes_in_the_json(change, message):
         from_json(json.dumps(data), "here")
 
 
-def test_truncated_json():
-    with pytest.raises(UserError, match="here is not a configuration"):
-        from_json(to_json(Config())[:-10], "here")
+@pytest.mark.parametrize(
+    "text", [to_json(Config())[:-10], "", "[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[]", "null", "NaN", "\ufeff{}"]
+)
+def test_what_is_no_json_or_no_object(text):
+    with pytest.raises(UserError, match="^here is not a configuration") as caught:
+        from_json(text, "here")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_what_may_change_when_a_run_is_resumed():

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.files import replacing
 from resnet_jax.logs import read_records
+from resnet_jax.records import having
 
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"linestyle": "--", "linewidth": 1},
@@ -29,7 +30,8 @@ def plot_curves(workdir: Path, title: str) -> Path:
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     draw_curves(axes, records, "error")
-    axes.set(title=title, ylabel="error (%)")
+    axes.set_title(title, parse_math=False)  # a name may hold dollars
+    axes.set(ylabel="error (%)")
     path = workdir / "curves.png"
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
@@ -39,11 +41,15 @@ def plot_curves(workdir: Path, title: str) -> Path:
 def draw_curves(axes: Axes, records: list[dict[str, Any]], quantity: str) -> None:
     """Draw the `quantity` ("error" or "loss") of training, validation and test records over steps."""
     for kind, style in _STYLES.items():
-        points = [(record["step"], record[quantity]) for record in records if record["kind"] == kind]
+        points = [
+            (record["step"], record[quantity])
+            for record in having(records, {kind: [quantity]})
+            if record["kind"] == kind
+        ]
         if points:
             marker = "o" if len(points) < 3 else None
             axes.plot(*zip(*points, strict=True), label=f"{kind} {quantity}", marker=marker, color="C0", **style)
-    train = [record for record in records if record["kind"] == "train"]
+    train = [record for record in having(records, {"train": ["learning_rate"]}) if record["kind"] == "train"]
     for before, after in itertools.pairwise(train):
         if before["learning_rate"] != after["learning_rate"]:
             axes.axvline(before["step"], color="0.8", linewidth=0.8, zorder=0)

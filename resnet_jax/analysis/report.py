@@ -34,10 +34,18 @@ from resnet_jax.config import Config, ModelConfig
 from resnet_jax.evaluate import Evaluation
 from resnet_jax.files import replacing
 from resnet_jax.logs import read_records
+from resnet_jax.records import having
 from resnet_jax.workdir import load_config, read_source
 
 Record = dict[str, Any]
 
+_EVALUATED = ("time", "loss", "error", "images")
+_NEEDED = {  # fields of the records that are shown
+    "start": ("time",),
+    "train": (*_EVALUATED, "learning_rate", "images_per_second"),
+    "validation": _EVALUATED,
+    "test": _EVALUATED,
+}
 _PROTOCOLS = {"single": "single view", "10crop": "10 crops", "multiscale": "multiple scales"}
 
 
@@ -55,7 +63,7 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
     Raises:
       UserError: no work directory, or the page cannot be written.
     """
-    config, records = load_config(workdir), read_records(workdir)
+    config, records = load_config(workdir), having(read_records(workdir), _NEEDED)
     confusions = count_confusions(evaluation)
     source = read_source(workdir)
     page = _template().render(

@@ -21,7 +21,7 @@ from resnet_jax import runtime, trained
 from resnet_jax.data import load_test_images
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import for_this_backend, make_shardings
-from resnet_jax.files import replacing
+from resnet_jax.files import read_json, replacing
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.predict import read_views
 from resnet_jax.views import make_protocol
@@ -76,6 +76,8 @@ class Responses:
           KeyError, TypeError, ValueError: the values are not those of to_dict().
         """
         layers, stds = tuple(map(str, values["layers"])), tuple(map(float, values["stds"]))
+        if not all(0 <= std < float("inf") for std in stds):
+            raise ValueError("a standard deviation that is negative or not finite")
         if len(layers) != len(stds) or not layers:
             raise ValueError(f"{len(layers)} layers and {len(stds)} standard deviations")
         return cls(int(values["step"]), int(values["images"]), layers, stds)
@@ -230,11 +232,11 @@ def read_responses(workdir: Path) -> Responses | None:
     """
     path = workdir / _FILE
     try:
-        return Responses.from_dict(json.loads(path.read_text()))
+        return Responses.from_dict(read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; delete it and measure the responses again") from error
+    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"cannot read {path}: {str(error)[:300]}; delete it and measure the responses again") from error
 
 
 def to_table(responses: Responses) -> str:

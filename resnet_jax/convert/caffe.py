@@ -220,6 +220,8 @@ def _take(
     for number, (blob, shape) in enumerate(zip(layer.blobs, shapes, strict=False), 1):
         try:
             arrays.append(_to_array(blob, shape))
+            if not np.isfinite(arrays[-1]).all():
+                raise ValueError("numbers that are not finite")
         except ValueError as error:
             problems.append(f"{name}, blob {number}: {error}")
     return arrays if len(arrays) == len(layer.blobs) else []
@@ -241,7 +243,9 @@ def _to_array(blob: Any, expected: Shape) -> np.ndarray:
     values = blob.double_data or blob.data
     if len(values) != math.prod(shape):
         raise ValueError(f"{len(values):,} values for shape {_times(shape)}")
-    return np.array(values, np.float32).reshape(shape)
+    with np.errstate(over="ignore"):  # doubles beyond float32
+        array = np.array(values, np.float32).reshape(shape)
+    return array
 
 
 def _times(shape: list[int] | Shape) -> str:

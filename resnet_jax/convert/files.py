@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from resnet_jax.convert.torch_files import read_torch
 from resnet_jax.errors import UserError
 
 _TORCH_SUFFIXES = (".pth", ".th", ".pt")
-_CONTAINERS = ("state_dict", "model")  # under which training scripts keep the tensors
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -30,9 +28,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in _TORCH_SUFFIXES:
-        tensors = _read_torch(path)
+        tensors = read_torch(path)
     else:
         raise UserError(f"{path}: unknown kind of file; use .pth, .th, .pt, .safetensors or .caffemodel")
+    for name, array in tensors.items():
+        if array.dtype.kind not in "fiub":
+            raise UserError(f"{path}: the tensor {name[:60]!r} holds {array.dtype}, no real numbers")
     stripped = {name.removeprefix("module."): array for name, array in tensors.items()}
     if len(stripped) < len(tensors):
         raise UserError(f"{path} holds the same tensor with and without the prefix module.")
@@ -42,33 +43,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a .safetensors file: {error}") from error
+    except Exception as error:  # the library's own, and what the types and shapes in a damaged header make numpy raise
+        raise UserError(f"{path} is damaged or not a .safetensors file: {_reason(error)}") from error
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading PyTorch files needs torch (pip install torch), or convert to .safetensors"
-        ) from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is damaged or holds more than tensors") from error
-    except Exception as error:  # a damaged file makes torch raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is damaged or not a PyTorch file: {reason}") from error
-    for container in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(container), dict):
-            content = content[container]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others or not content:
-        raise UserError(f"{path} is no state_dict of tensors; found also: {', '.join(others[:5]) or 'nothing'}")
-    return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:

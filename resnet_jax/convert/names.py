@@ -93,10 +93,10 @@ def variables_from_tensors(
     Each tensor is used exactly once; only BN's counters `num_batches_tracked` are left out.
 
     Raises:
-      UserError: lists tensors that are missing, left over or of another shape; `source` names the file.
+      UserError: lists tensors that are missing, left over, of another shape or not finite; `source` names the file.
     """
     left = {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
-    missing, wrong = [], []
+    missing, wrong, not_finite = [], [], []
     variables = {}
     for collection in ("params", "batch_stats"):
         values: dict[Path, np.ndarray] = {}
@@ -108,11 +108,19 @@ def variables_from_tensors(
             elif left[name].shape != wanted:
                 wrong.append(f"{name} {left.pop(name).shape} instead of {wanted}")
             else:
-                values[path] = from_torch(path, left.pop(name).astype(np.float32))
+                with np.errstate(over="ignore"):  # float64 beyond float32
+                    array = left.pop(name).astype(np.float32)
+                not_finite += [] if np.isfinite(array).all() else [name]
+                values[path] = from_torch(path, array)
         variables[collection] = unflatten_dict(values)
     problems = [
         f"{kind}: {_some(names)}"
-        for kind, names in (("missing", missing), ("left over", sorted(left)), ("of another shape", wrong))
+        for kind, names in (
+            ("missing", missing),
+            ("left over", sorted(left)),
+            ("of another shape", wrong),
+            ("with numbers that are not finite", not_finite),
+        )
         if names
     ]
     if problems:
@@ -121,4 +129,4 @@ def variables_from_tensors(
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return ", ".join(name[:100] for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

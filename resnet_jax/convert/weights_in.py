@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from resnet_jax.data.cifar10 import CLASS_NAMES
 from resnet_jax.data.pipeline import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import build_model, build_optimizer
-from resnet_jax.models import ModelName, parse_name
+from resnet_jax.models import Model, ModelName, parse_name
 from resnet_jax.train_state import TrainState
 from resnet_jax.workdir import Inputs, create_workdir
 
@@ -33,6 +33,10 @@ PREPROCESSING: dict[str, tuple[tuple[float, float, float], tuple[float, float, f
     "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+
+
+# The last layer of each kind of file.
+_HEADS = {"cifar": "linear.weight", "torchvision": "fc.weight", "vgg": "classifier.6.weight"}
 
 
 def import_weights(
@@ -58,23 +62,43 @@ def import_weights(
     Raises:
       UserError: a file that cannot be read, does not fit the network, or a work directory that exists.
     """
+    if workdir.exists():
+        raise UserError(f"{workdir} exists; choose another --out")
+    config, variables, inputs = read_weights(
+        file, model_name, preprocessing=preprocessing, mean_file=mean_file, stride_on=stride_on
+    )
+    optimizer, _ = build_optimizer(config.optim, config.run.steps)
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    create_workdir(workdir, config, inputs, state, file.name)
+    return config
+
+
+def read_weights(
+    file: Path,
+    model_name: str,
+    *,
+    preprocessing: PreprocessingName | None = None,
+    mean_file: Path | None = None,
+    stride_on: Literal["1x1", "3x3"] | None = None,
+) -> tuple[Config, dict[str, Any], Inputs]:
+    """Read weights as import_weights() does; return the configuration, NumPy variables and what belongs to them.
+
+    Raises:
+      UserError: a file that cannot be read or does not fit the network.
+    """
     try:
         name = parse_name(model_name)
     except ValueError as error:
         raise UserError(f"--model: {error}") from error
-    if workdir.exists():
-        raise UserError(f"{workdir} exists; choose another --out")
     is_caffe = file.suffix == ".caffemodel"
     if is_caffe and not file.is_file():
         raise UserError(f"no file {file}")
     tensors = read_caffemodel(file) if is_caffe else read_tensors(file)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
-    head = {"cifar": "linear.weight", "torchvision": "classifier.6.weight" if name.family == "vgg" else "fc.weight"}
-    if head[layout] not in tensors:
-        raise UserError(f"{file} has no tensor {head[layout]}, the last layer of {model_name}")
-
-    num_classes = len(tensors[head[layout]])
+    num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, model_name)
     mean, std = _preprocessing(preprocessing or ("caffe" if is_caffe else "torchvision"), mean_file)
     side = 32 if name.family == "cifar" else 224
     if mean.ndim == 3 and mean.shape != (side, side, 3):
@@ -86,18 +110,25 @@ def import_weights(
         mean=None if mean.ndim == 3 else _triple(mean),
         std=_triple(std),
     )
-    config = Config(model=model_config, data=data)
-
     model = build_model(model_config, num_classes)
-    images = jnp.zeros((1, side, side, 3))
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    variables = variables_from_tensors(tensors, model, shapes, layout, str(file))
-    optimizer, _ = build_optimizer(config.optim, config.run.steps)
-    params = jax.tree.map(jnp.asarray, variables["params"])
-    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
-    create_workdir(workdir, config, Inputs((side, side, 3), class_names, Preprocessing(mean, std)), state, file.name)
-    return config
+    variables = variables_from_tensors(tensors, model, abstract_variables(model, side), layout, str(file))
+    inputs = Inputs((side, side, 3), class_names, Preprocessing(mean, std))
+    return Config(model=model_config, data=data), variables, inputs
+
+
+def abstract_variables(model: Model, side: int) -> Any:
+    """Return the shapes of a network's variables, for images of so many pixels square."""
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+
+def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_name: str) -> int:
+    """Return the number of rows of the last layer, each of which takes room in the file."""
+    if head not in tensors:
+        raise UserError(f"{file} has no tensor {head}, the last layer of {model_name}")
+    shape = tensors[head].shape
+    if len(shape) != 2 or 0 in shape:
+        raise UserError(f"{file}: {head}, the last layer, has shape {shape}, not (classes, inputs)")
+    return shape[0]
 
 
 def _model_config(

@@ -13,8 +13,16 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluate import read_evaluations
 from resnet_jax.logs import read_records
 from resnet_jax.paper.networks import NETWORKS, Network
+from resnet_jax.records import having
 from resnet_jax.views import ProtocolName, make_protocol
 from resnet_jax.workdir import load_config, read_source
+
+_NEEDED = {  # fields of the records that count
+    "start": ("platform", "device", "devices"),
+    "train": ("error",),
+    "validation": ("error",),
+    "test": ("error", "images", "time"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +196,7 @@ def _read(workdir: Path, left_out: list[str]) -> Run:
         else:
             images = f"{record['count']:,} of {network.test_images:,} test images"
             left_out.append(f"an evaluation of {workdir} does not count: {images}")
-    return Run(workdir, config, network, source, read_records(workdir), evaluations)
+    return Run(workdir, config, network, source, having(read_records(workdir), _NEEDED), evaluations)
 
 
 def describe_device(record: dict[str, Any]) -> str:

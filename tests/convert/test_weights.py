@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 import resnet_jax
+from reliability import hostile
 from resnet_jax import create_model
 from resnet_jax.__main__ import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -241,6 +242,67 @@ def test_pytorch_files(resnet8, tmp_path):
     assert "holds a list, not a state_dict" in refused(tmp_path / "file.pt")
     torch.save({"epoch": 3}, tmp_path / "file.th")
     assert "is no state_dict of tensors; found also: epoch" in refused(tmp_path / "file.th")
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("linear.weight", np.float32(1), r"linear.weight, the last layer, has shape \(\), not \(classes, inputs\)"),
+        (
+            "linear.weight",
+            np.zeros((2**40, 0), np.float32),
+            r"linear.weight, the last layer, has shape \(1099511627776, 0",
+        ),
+        ("linear.weight", np.zeros((0, 64), np.float32), r"linear.weight, the last layer, has shape \(0, 64\)"),
+        ("bn1.weight", np.full(16, np.nan, np.float32), "tensors with numbers that are not finite: bn1.weight"),
+        ("bn1.weight", np.full(16, 1e300), "tensors with numbers that are not finite: bn1.weight"),
+        ("bn1.weight", np.zeros(16, np.complex64), "the tensor 'bn1.weight' holds complex64, no real numbers"),
+    ],
+)
+def test_tensors_that_no_network_can_use(resnet8, tmp_path, name, array, message):
+    safetensors.numpy.save_file({**read_tensors(resnet8[0]), name: np.asarray(array)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=f"x.safetensors.*{message}"):
+        import_weights(tmp_path / "x.safetensors", "resnet8", tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "repeated", "half", "complex", "number"])
+def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    one = torch.ones(1)
+    tensor = {
+        "sparse": lambda: torch.ones(3).to_sparse(),
+        "meta": lambda: one.to("meta"),
+        "repeated": lambda: one.expand(1 << 31),
+        "half": lambda: one.half().expand(1 << 31),  # in float32 it would take 8 GB
+        "complex": lambda: one.to(torch.complex64),
+        "number": lambda: 5,
+    }[kind]()
+    torch.save({"conv1.weight": tensor, "fc.weight": one}, tmp_path / "x.pth")
+    assert "'conv1.weight' is no plain tensor" in refused(tmp_path / "x.pth") or kind in ("sparse", "number")
+    torch.save({5: one}, tmp_path / "y.pth")
+    assert "is no state_dict of tensors; found also: 5" in refused(tmp_path / "y.pth")
+
+
+DEEP = b"\x80\x02\x8f()" + b"\x85" * 150_000 + b"\x90."  # a set of a tuple in a tuple in a tuple ...
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        pickle.dumps(5) * 3 + DEEP,
+        hostile.zip_of({"x/data.pkl": DEEP, "x/version": b"3"}),
+        b"\x80\x02\x8e" + struct.pack("<Q", 1 << 40) + b"x.",  # bytes, a terabyte of them
+        hostile.zip_file("x/data.pkl", hostile.deflated_zeros(1 << 30), 1 << 30),
+        b"",
+    ],
+    ids=["deep", "deep behind others", "deep in an archive", "long", "bomb", "empty"],
+)
+def test_pytorch_files_that_would_end_the_process(tmp_path, content):
+    """hash() of tuples in tuples uses up the stack of C: torch.load() alone dies of the first."""
+    pytest.importorskip("torch", reason="reading .pth needs torch")
+    (tmp_path / "x.pth").write_bytes(content)
+    refused(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(
