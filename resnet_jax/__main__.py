@@ -1,4 +1,4 @@
-"""python -m resnet_jax summary|import|export|data|paper|responses|report ..."""
+"""python -m resnet_jax summary|import|export|checkpoints|data|paper|responses|report ..."""
 
 from __future__ import annotations
 
@@ -67,6 +67,17 @@ def make_parser() -> ArgumentParser:
         help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours",
     )
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("checkpoints", help="list the checkpoints of a work directory and verify them")
+    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument(
+        "--accept",
+        type=int,
+        metavar="STEP",
+        help="first give this checkpoint checksums of its files as they are: one of a version that wrote none, or that"
+        " was changed on purpose",
+    )
+    command.set_defaults(run=_checkpoints)
 
     add_data_commands(commands)
 
@@ -138,6 +149,18 @@ def _export(options: argparse.Namespace) -> int:
     difference = export(options.workdir, options.format, options.out, names=options.names, step=options.step)
     print(f"exported {options.workdir} to {options.out}; reloaded and compared: largest difference {difference:.3g}")
     return 0
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    from resnet_jax.restore import accept, describe
+    from resnet_jax.workdir import load_config
+
+    load_config(options.workdir)  # which is refused if this is no work directory
+    if options.accept is not None:
+        accept(options.workdir, options.accept)
+    text, damaged = describe(options.workdir)
+    print(text)
+    return 1 if damaged else 0
 
 
 def _paper(options: argparse.Namespace) -> int:

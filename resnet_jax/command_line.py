@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import importlib.util
 import io
 import logging
@@ -19,24 +20,42 @@ from typing import NoReturn
 import tyro
 
 from resnet_jax.config import Config, check_config, did_you_mean, field_names
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import CommandError, StorageError, UserError
+from resnet_jax.printable import printable
+
+_STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def run_command(command: Callable[[Sequence[str]], int]) -> None:
     """Call command(arguments) and exit with its code; a CommandError is printed as one line."""
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of what is meant to be so
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it also raises
     try:
         code = command(sys.argv[1:])
         sys.stdout.flush()
         sys.exit(code)
     except CommandError as error:
-        print(f"error: {error}" if error.exit_code <= 2 else error, file=sys.stderr)
+        message = printable(str(error))  # which may name files of others
+        print(f"error: {message}" if error.exit_code <= 2 else message, file=sys.stderr, flush=True)
+        if error.at_once:
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in _STORAGE_FAULTS:
+            raise
+        _give_up_output()
+        of = f" of {error.filename}" if error.filename else ""
+        print(f"error: the disk{of} does not take what is written: {error.strerror}", file=sys.stderr)
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell reports SIGINT
+
+
+def _give_up_output() -> None:
+    """Keep Python from flushing the standard output once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class ArgumentParser(argparse.ArgumentParser):

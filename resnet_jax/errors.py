@@ -7,6 +7,7 @@ class CommandError(Exception):
     """What ends a command; the message is one line that names the thing and the way out."""
 
     exit_code = 1
+    at_once = False  # whether to leave without the goodbye that other processes of the run would not answer
 
 
 class UserError(CommandError, ValueError):
@@ -16,11 +17,22 @@ class UserError(CommandError, ValueError):
 
 
 class DivergedError(CommandError):
-    """The loss or the gradient of a run is not a finite number."""
+    """The loss, the gradient or the state of a run is not finite."""
 
 
 class BrokenDataError(CommandError):
     """Too many images of a data set cannot be read."""
+
+
+class StorageError(CommandError):
+    """A disk is full, read-only or broken; what was complete before stays."""
+
+
+class LostProcessError(CommandError):
+    """Another process of the run has ended; the exit code is that of JAX's own abort, 128 + SIGABRT."""
+
+    exit_code = 134
+    at_once = True
 
 
 class Interrupted(CommandError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,9 +19,16 @@ from resnet_jax.data.stream import Batches, HostBatch, Share, evaluation_batches
 from resnet_jax.data.windows import area_window, scale_window
 from resnet_jax.experiment import Experiment
 from resnet_jax.metrics import Metrics
-from resnet_jax.steps import StepMetrics, StepsReport, make_eval_steps, make_train_steps
+from resnet_jax.steps import StepMetrics, StepsReport, make_add_evaluation, make_train_steps
 from resnet_jax.train_state import TrainState
 from resnet_jax.views import make_protocol
+
+Stop = Callable[[], object]
+
+
+def never() -> bool:
+    """Stop never."""
+    return False
 
 
 class Feed(Protocol):
@@ -46,8 +54,11 @@ class Feed(Protocol):
         """Make `count` steps in one dispatch, without waiting for them; the buffers of `state` are used up."""
         ...
 
-    def evaluate(self, state: TrainState, kind: str) -> Metrics:
-        """Evaluate every image of a held-out split once, single view; sums by class as NumPy arrays."""
+    def evaluate(self, state: TrainState, kind: str, stop: Stop = never) -> Metrics | None:
+        """Evaluate every image of a held-out split once, single view; sums by class as NumPy arrays.
+
+        It is given up, and None returned, if stop() becomes true, which is asked before each batch.
+        """
         ...
 
     def unreadable(self) -> list[str]:
@@ -75,6 +86,7 @@ class ResidentFeed:
 
     def __init__(self, experiment: Experiment, dataset: Dataset):
         """Prepare the programs; splits are copied to the devices when they are first needed."""
+        self._experiment = experiment
         config, inputs = experiment.config, experiment.inputs
         splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
         self._splits = {kind: split for kind, split in splits.items() if split is not None}
@@ -97,8 +109,9 @@ class ResidentFeed:
         self.program: Any = jax.jit(train_steps, donate_argnums=0, out_shardings=self._replicated)
         batch_size = config.data.eval_batch_size
         take_batch = make_take_batch(inputs.preprocessing, batch_size=batch_size, sharding=experiment.by_image)
-        eval_steps = make_eval_steps(experiment.eval_step, take_batch, batch_size)
-        self._eval_steps = jax.jit(eval_steps, out_shardings=self._replicated)
+        self._eval_batch_size = batch_size
+        add_evaluation = make_add_evaluation(experiment.eval_step, take_batch)
+        self._add_evaluation = jax.jit(add_evaluation, out_shardings=self._replicated)
 
     def begin(self, state: TrainState) -> None:
         self.program = self.program.lower(state, self._put("train"), jnp.int32(0)).compile()
@@ -106,8 +119,15 @@ class ResidentFeed:
     def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
         return self.program(state, self._put("train"), jnp.int32(count))
 
-    def evaluate(self, state: TrainState, kind: str) -> Metrics:
-        return jax.device_get(self._eval_steps(state, self._put(kind)))
+    def evaluate(self, state: TrainState, kind: str, stop: Stop = never) -> Metrics | None:
+        split = self._put(kind)
+        total = _zero_metrics(self._experiment)
+        for number in range(-(-len(split[1]) // self._eval_batch_size)):
+            if stop():
+                return None
+            before, total = total, self._add_evaluation(total, state, split, jnp.int32(number))
+            jax.block_until_ready(before)  # so that a signal acts soon
+        return jax.device_get(total)
 
     def unreadable(self) -> list[str]:
         return []
@@ -184,10 +204,8 @@ class StreamedFeed:
         self._note(batch, "train")
         return self.program(state, self._put(batch))
 
-    def evaluate(self, state: TrainState, kind: str) -> Metrics:
-        classes = len(self._experiment.inputs.class_names)
-        zero = jax.device_put(np.zeros(classes, np.float32), self._experiment.replicated)
-        total = Metrics(*(zero for _ in dataclasses.fields(Metrics)))
+    def evaluate(self, state: TrainState, kind: str, stop: Stop = never) -> Metrics | None:
+        total = _zero_metrics(self._experiment)
         batches = evaluation_batches(
             self._splits[kind],
             self._protocol,
@@ -197,6 +215,8 @@ class StreamedFeed:
         )
         with batches:
             for batch in batches:
+                if stop():
+                    return None
                 self._note(batch, kind)
                 before, total = total, self._eval_step(total, state, self._put(batch))
                 jax.block_until_ready(before)  # or batches that wait would fill the memory of a slow device
@@ -221,6 +241,12 @@ class StreamedFeed:
                 self._named.add((kind, index))
                 name = "training" if kind == "train" else kind
                 self._unreadable.append(f"{name} image {self._splits[kind].id(index)}")
+
+
+def _zero_metrics(experiment: Experiment) -> Metrics:
+    """Return sums of nothing, by class, on all devices."""
+    zero = jax.device_put(np.zeros(len(experiment.inputs.class_names), np.float32), experiment.replicated)
+    return Metrics(*(zero for _ in dataclasses.fields(Metrics)))
 
 
 def make_streamed_step(experiment: Experiment) -> Any:

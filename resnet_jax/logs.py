@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from resnet_jax import files, runtime
+from resnet_jax.errors import StorageError, UserError
+from resnet_jax.events import EventFile
 from resnet_jax.metrics import Metrics
+from resnet_jax.records import is_run_record
 
 FILE_NAME = "metrics.jsonl"
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl in order."""
-    return files.read_records(workdir / FILE_NAME)
+    """Return the records of metrics.jsonl in order; what is damaged is left out."""
+    return [record for record in files.read_records(workdir / FILE_NAME) if is_run_record(record)]
 
 
 class RunLog:
@@ -34,14 +38,36 @@ class RunLog:
     `loss`, `error` and `images`. All have `top5_error` in % if that is asked for.
     """
 
-    def __init__(self, workdir: Path, *, step: int, steps: int, top5: bool = False):
-        """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped."""
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        steps: int,
+        top5: bool = False,
+        evaluated: bool = True,
+        go_on_without: bool = False,
+    ):
+        """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped.
+
+        Args:
+          workdir: of the run.
+          step: the last one that was made.
+          steps: in all.
+          top5: whether to record top-5 errors.
+          evaluated: whether the evaluation after `step` was made; if not, a record of it is dropped, too.
+          go_on_without: whether the run goes on without a log that cannot be written.
+        """
+        dropped = set() if evaluated else {(kind, step) for kind in ("validation", "test")}
         records = [record for record in read_records(workdir) if record["step"] <= step]
+        records = [record for record in records if (record["kind"], record["step"]) not in dropped]
         kept = "".join(json.dumps(record) + "\n" for record in records)
         with files.replacing(workdir / FILE_NAME) as partial:
             partial.write_text(kept)
-        self._file = (workdir / FILE_NAME).open("a", buffering=1)  # a line at a time
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._path = workdir / FILE_NAME
+        self._file = self._path.open("ab", buffering=0)  # a file of ours: it was just replaced
+        self._events = EventFile(workdir / "tensorboard", purge_step=step + 1 if step else None)
+        self._go_on_without, self._given_up = go_on_without, set[str]()
         self._console = Console(highlight=False)
         self._progress = Progress(
             TextColumn("step"),
@@ -61,9 +87,12 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-        self._file.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # of a terminal that is gone, or what a full disk did not take before
+            self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
     def start(self, step: int, **description: Any) -> None:
         """Record versions, devices and what runs on them."""
@@ -121,8 +150,35 @@ class RunLog:
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
-        sys.stdout.flush()
+
+        def write() -> None:
+            self._console.print(line, markup=False, soft_wrap=True)
+            sys.stdout.flush()
+
+        self.attempt("the standard output", write)
+
+    def attempt(self, name: str, write: Callable[[], object]) -> None:
+        """Write a part of the record of the run; if the disk does not take it, stop or go on without that part.
+
+        Raises:
+          StorageError: it cannot be written, and the run should not go on without it.
+        """
+        if name in self._given_up:
+            return
+        try:
+            write()
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = getattr(cause, "strerror", None) or str(error)
+            if not self._go_on_without:
+                if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+                    raise
+                raise StorageError(
+                    f"cannot write {name}: {reason}; run it again when that is mended, or add --run.on-log-error"
+                    " continue to go on without"
+                ) from error
+            self._given_up.add(name)
+            print(f"warning: cannot write {name}: {reason}; going on without", file=sys.stderr)
 
     def _values(self, metrics: Metrics) -> dict[str, Any]:
         top5 = {"top5_error": metrics.top5_error} if self._top5 else {}
@@ -136,12 +192,12 @@ class RunLog:
         self.say(line)
 
     def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        record = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            if kind != "start":
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-        self._events.flush()
+        now = round(time.time(), 3)
+        line = json.dumps({"kind": kind, "step": step, "time": now, **values})
+        self.attempt(str(self._path), lambda: files.append_line(self._file, line))
+        if kind != "start":
+            scalars = {f"{kind}/{name}": value for name, value in values.items()}
+            self.attempt("TensorBoard's events", lambda: self._events.write(step, now, scalars))
 
 
 class SilentLog(RunLog):
@@ -169,6 +225,9 @@ class SilentLog(RunLog):
         pass
 
     def say(self, line: str) -> None:
+        pass
+
+    def attempt(self, name: str, write: Callable[[], object]) -> None:
         pass
 
     def warn(self, line: str) -> None:

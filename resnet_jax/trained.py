@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import UserError
 from resnet_jax.experiment import abstract_state, build_model, build_optimizer
 from resnet_jax.models import Model
 from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
+from resnet_jax.restore import restore
 from resnet_jax.train_state import TrainState
 from resnet_jax.workdir import Inputs, load_config, load_inputs
 
@@ -52,7 +52,7 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
 
     Args:
       workdir: of a run of train.py, or of an import.
-      step: of the checkpoint; None for the last one.
+      step: of the checkpoint; None for the last one that is intact.
       scan_blocks: whether the network is one with stacked blocks, which compiles fast however deep it is. It does
         not matter how it was trained.
 
@@ -60,7 +60,7 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
       (model, variables, config): variables holds `params` and `batch_stats`, float32.
 
     Raises:
-      UserError: no work directory or no such checkpoint.
+      UserError: no work directory, or no such checkpoint or a damaged one.
     """
     workdir = Path(workdir)
     config, inputs = load_config(workdir), load_inputs(workdir)
@@ -69,7 +69,7 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
     optimizer, _ = build_optimizer(config.optim, config.run.steps)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = abstract_state(model, optimizer, inputs.image_shape, device)
-    state = Checkpoints(workdir, read_only=True).restore(abstract, step)
+    state = restore(workdir, abstract, step)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return Trained(model, variables, TrainedConfig(config, int(state.step), inputs))
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_jax.array_zip import read_arrays
 from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data import LabelledImages
 from resnet_jax.data.encoded import AnyDataset
 from resnet_jax.data.pipeline import Preprocessing
-from resnet_jax.errors import UserError
+from resnet_jax.errors import StorageError, UserError
+from resnet_jax.files import read_json, read_text
+from resnet_jax.lock import FILE_NAME as LOCK
+from resnet_jax.lock import lock
 from resnet_jax.train_state import TrainState
 
 
@@ -52,6 +56,20 @@ class Inputs(NamedTuple):
     lighting: np.ndarray | None = None
 
 
+def check_inputs(inputs: Inputs) -> None:
+    """Check the numbers that images are normalized with.
+
+    Raises:
+      UserError: one is not finite, or a standard deviation is not above 0 in float32.
+    """
+    mean, std = inputs.preprocessing
+    for name, array in (("mean", mean), ("std", std), ("lighting", inputs.lighting)):
+        if array is not None and not np.isfinite(array).all():
+            raise UserError(f"the {name} of the images is not finite")
+    if not np.all(np.asarray(std, np.float32) > 0):
+        raise UserError(f"the std of the images must be above 0; it is {np.asarray(std).tolist()}")
+
+
 def create_workdir(
     path: Path, config: Config, inputs: Inputs, state: TrainState | None = None, source: str | None = None
 ) -> None:
@@ -69,23 +87,35 @@ def create_workdir(
     """
     partial = path.with_name(path.name + ".new")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        (partial / "config.json").write_text(to_json(config))
-        arrays = {**inputs.preprocessing._asdict(), "lighting": inputs.lighting}
-        np.savez(partial / "preprocessing.npz", **{name: a for name, a in arrays.items() if a is not None})
-        described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
-        (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
-        if source is not None:
-            (partial / "import.json").write_text(json.dumps({"file": source}) + "\n")
-        if state is not None:
-            checkpoints = Checkpoints(partial)
-            checkpoints.save(state)
-            checkpoints.close()
-        partial.rename(path)
+        partial.mkdir(parents=True, exist_ok=True)
+        with lock(partial):
+            _fill(partial, config, inputs, state, source)
+            partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write the work directory {path}: {error.strerror}") from error
+    except StorageError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(partial: Path, config: Config, inputs: Inputs, state: TrainState | None, source: str | None) -> None:
+    for left in partial.iterdir():  # by a process that was killed
+        if left.is_dir():
+            shutil.rmtree(left)
+        elif left.name != LOCK:
+            left.unlink()
+    (partial / "config.json").write_text(to_json(config))
+    arrays = {**inputs.preprocessing._asdict(), "lighting": inputs.lighting}
+    np.savez(partial / "preprocessing.npz", **{name: a for name, a in arrays.items() if a is not None})
+    described = {"image_shape": inputs.image_shape, "class_names": inputs.class_names}
+    (partial / "inputs.json").write_text(json.dumps(described, indent=2) + "\n")
+    if source is not None:
+        (partial / "import.json").write_text(json.dumps({"file": source}) + "\n")
+    if state is not None:
+        checkpoints = Checkpoints(partial)
+        checkpoints.save(state)
+        checkpoints.close()
 
 
 def load_config(path: Path) -> Config:
@@ -95,8 +125,8 @@ def load_config(path: Path) -> Config:
       UserError: it is not there or damaged.
     """
     try:
-        text = (path / "config.json").read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path / "config.json")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a work directory: cannot read config.json in it") from error
     return from_json(text, str(path / "config.json"))
 
@@ -123,11 +153,14 @@ def read_source(path: Path) -> str | None:
       UserError: the record of the import is damaged.
     """
     try:
-        return str(json.loads((path / "import.json").read_text())["file"])
+        source = read_json(path / "import.json")["file"]
+        if not isinstance(source, str):
+            raise ValueError("the name of the file is no text")
+        return source
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path / 'import.json'}: {error}") from error
+        raise UserError(f"cannot read {path / 'import.json'}: {str(error)[:300]}") from error
 
 
 def load_inputs(path: Path) -> Inputs:
@@ -137,11 +170,32 @@ def load_inputs(path: Path) -> Inputs:
       UserError: it is not there or damaged.
     """
     try:
-        described = json.loads((path / "inputs.json").read_text())
-        with np.load(path / "preprocessing.npz") as arrays:
-            preprocessing = Preprocessing(arrays["mean"], arrays["std"])
-            lighting = arrays.get("lighting")
-        height, width, channels = described["image_shape"]
-        return Inputs((height, width, channels), tuple(described["class_names"]), preprocessing, lighting)
-    except Exception as error:  # np.load raises half a dozen types for a damaged file
-        raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {error}") from error
+        described = read_json(path / "inputs.json")
+        arrays = read_arrays(path / "preprocessing.npz", ("mean", "std"), optional=("lighting",))
+        preprocessing = Preprocessing(arrays["mean"], arrays["std"])
+        shape, names = described["image_shape"], described["class_names"]
+        if not (isinstance(shape, list) and isinstance(names, list)):  # a text would be taken for its letters
+            raise ValueError("image_shape and class_names are no lists")
+        inputs = Inputs(tuple(shape), tuple(names), preprocessing, arrays.get("lighting"))
+        _check_types(inputs)
+        check_inputs(inputs)
+        return inputs
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {str(error)[:300]}") from error
+
+
+def _check_types(inputs: Inputs) -> None:
+    """Raise ValueError for what a file may hold but create_workdir() never writes."""
+    shape, names, (mean, std), lighting = inputs
+    if len(shape) != 3 or not all(type(length) is int and 0 < length < 2**15 for length in shape) or shape[2] != 3:
+        raise ValueError("the image_shape is not height, width and 3")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError("the class_names are no names")
+    expected: dict[str, tuple[Any, list[Any]]] = {
+        "mean": (mean, [(3,), shape]),
+        "std": (std, [(3,)]),
+        "lighting": (lighting, [(3, 3)]),
+    }
+    for name, (array, shapes) in expected.items():
+        if array is not None and (array.dtype != np.float32 or array.shape not in shapes):
+            raise ValueError(f"the {name} is {array.dtype} {array.shape}")

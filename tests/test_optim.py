@@ -19,6 +19,7 @@ from resnet_jax.optim import (
     step_schedule,
     warm_up_until_error,
 )
+from resnet_jax.restore import restore
 from resnet_jax.train_state import create_train_state
 
 
@@ -221,7 +222,7 @@ def test_a_checkpoint_holds_the_count_of_evaluations(tmp_path):
     _, opt_state = after_errors([40.0, 50.0, 50.0], state.opt_state)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state.replace(opt_state=opt_state), wait=True)
-    restored = checkpoints.restore(jax.tree.map(jnp.zeros_like, state)).opt_state
+    restored = restore(tmp_path, jax.tree.map(jnp.zeros_like, state)).opt_state
     assert jax.tree.structure(restored) == jax.tree.structure(opt_state)
     jax.tree.map(np.testing.assert_array_equal, restored, opt_state)
     assert after_errors([45.0], restored)[0] == pytest.approx([0.1])  # the third that is not below 40

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from image_folders import write_folder
 
-from resnet_jax.checkpoint import Checkpoints
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
 from resnet_jax.data.pipeline import Preprocessing
@@ -21,6 +20,7 @@ from resnet_jax.errors import BrokenDataError, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.experiment import Experiment
 from resnet_jax.feeds import make_streamed_step
+from resnet_jax.restore import restore
 from resnet_jax.steps import StepMetrics
 from resnet_jax.training import train
 from resnet_jax.workdir import Inputs, load_inputs
@@ -65,7 +65,7 @@ def records(workdir, kind):
 
 def last_state(workdir, config):
     experiment = Experiment(config, load_inputs(workdir))
-    return jax.device_get(Checkpoints(workdir, read_only=True).restore(experiment.abstract_state()))
+    return jax.device_get(restore(workdir, experiment.abstract_state()))
 
 
 @pytest.fixture(scope="module")

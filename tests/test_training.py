@@ -9,70 +9,32 @@ import signal
 import jax
 import numpy as np
 import pytest
+from tiny_runs import assert_same_bits, make_config, make_split, saved_state, tiny_dataset, without_times
 
 import resnet_jax
 from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from resnet_jax.data import Dataset, Split
+from resnet_jax.config import OptimConfig
+from resnet_jax.data import Dataset
 from resnet_jax.data.pipeline import Preprocessing, make_sampler
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate
-from resnet_jax.experiment import Experiment, abstract_state, build_optimizer
+from resnet_jax.experiment import abstract_state, build_optimizer
 from resnet_jax.logs import RunLog, read_records
 from resnet_jax.models import vgg
+from resnet_jax.restore import best_step, restore, saved_steps
 from resnet_jax.steps import make_train_step, make_train_steps
 from resnet_jax.train_state import TrainState
 from resnet_jax.training import train
-from resnet_jax.workdir import load_inputs
-
-
-def make_split(count: int, seed: int) -> Split:
-    """Images of 3 classes that differ in colour, with noise."""
-    random = np.random.RandomState(seed)
-    labels = random.randint(0, 3, count).astype(np.int32)
-    images = random.randint(0, 120, (count, 8, 8, 3))
-    images[np.arange(count), :, :, labels] += 80
-    return Split(images.astype(np.uint8), labels)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tiny_dataset():
-    """Stand in for every data set."""
-    dataset = Dataset("tiny", make_split(101, seed=0), make_split(53, seed=1), ("red", "green", "blue"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("experiment", "data"):
-            patch.setattr(f"resnet_jax.{module}.load_dataset", lambda name, data_dir: dataset)
+def dataset():
+    with tiny_dataset():
         yield
 
 
-def make_config(workdir, *, optim=None, **run) -> Config:
-    return Config(
-        model=ModelConfig(depth=8, bn_group_size=8),
-        data=DataConfig(batch_size=16, eval_batch_size=20, padding=1),
-        optim=OptimConfig(**{"learning_rate": 0.05, "boundaries": (10,), **(optim or {})}),
-        run=RunConfig(
-            **{"workdir": str(workdir), "steps": 12, "log_every": 5, "eval_every": 6, "save_every": 4, **run}
-        ),
-    )
-
-
-def saved_state(workdir, config, step=None):
-    experiment = Experiment(config, load_inputs(workdir))
-    checkpoints = Checkpoints(workdir, read_only=True)
-    return jax.device_get(checkpoints.restore(experiment.abstract_state(), step or checkpoints.latest()))
-
-
-def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def without_times(records):
-    changing = {"time", "images_per_second", "compile_seconds"}
-    return [{k: v for k, v in record.items() if k not in changing} for record in records if record["kind"] != "start"]
-
-
 @pytest.fixture(scope="module")
-def finished(tiny_dataset, tmp_path_factory):
+def finished(dataset, tmp_path_factory):
     """An undisturbed run of 12 steps and its final metrics."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     return workdir, train(make_config(workdir))
@@ -96,7 +58,7 @@ def test_a_run_learns_and_records_what_it_did(finished):
     assert all(tag in events for tag in (b"train/loss", b"train/learning_rate", b"test/error"))
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "config.json").read_text())["model"]["depth"] == 8
-    assert Checkpoints(workdir, read_only=True).steps() == [4, 8, 12]
+    assert saved_steps(workdir) == [4, 8, 12]
     assert [path.name for path in workdir.parent.iterdir()] == ["finished"]  # nothing temporary is left
 
 
@@ -166,35 +128,49 @@ def test_evaluation_of_what_is_not_there(finished, tmp_path):
         evaluate([tmp_path])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, signum):
+@pytest.mark.parametrize(
+    ("signum", "at", "stopped"),
+    [
+        (signal.SIGTERM, 6, 6),  # in the evaluation, which is given up
+        (signal.SIGINT, 5, 6),  # before it
+        (signal.SIGTERM, 8, 9),
+        (signal.SIGINT, 12, 12),  # in the last evaluation
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, signum, at, stopped):
     config = make_config(tmp_path / "run", steps_per_dispatch=1)
     write = RunLog.train
 
     def write_and_stop(self, step, *args, **kwargs):
         write(self, step, *args, **kwargs)
-        if step == 6:
+        if step == at:
             os.kill(os.getpid(), signum)
 
     before = signal.getsignal(signum)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "train", write_and_stop)
-        with pytest.raises(Interrupted, match=rf"stopped by {signum.name} after step 7, saved in .*run;") as stop:
+        message = rf"stopped by {signum.name} after step {stopped}, saved in .*run;"
+        with pytest.raises(Interrupted, match=message) as stop:
             train(config)
     assert stop.value.exit_code == 128 + signum
     assert signal.getsignal(signum) is before
-    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 7
-    train(config)
+    assert saved_steps(tmp_path / "run")[-1] == stopped
+    assert_same_bits(train(config), finished[1])
     assert_same_bits(saved_state(tmp_path / "run", config), saved_state(finished[0], config))
+    evaluations = [
+        [record for record in without_times(read_records(path)) if record["kind"] == "test"]
+        for path in (tmp_path / "run", finished[0])
+    ]
+    assert evaluations[0] == evaluations[1]
 
 
 def test_a_run_that_diverges_names_the_step_and_the_last_good_checkpoint(tmp_path):
     # 5 good steps, then a rate that makes the parameters overflow.
     optim = {"warmup": "steps", "warmup_steps": 5, "warmup_learning_rate": 0.01, "learning_rate": 1e30}
     config = make_config(tmp_path / "run", optim=optim, save_every=2)
-    with pytest.raises(DivergedError, match=r"the (loss|gradient) is (nan|inf) at step 7; .*checkpoint is step 6"):
+    with pytest.raises(DivergedError, match=r"the test loss is nan after step 6; the last good checkpoint is step 4"):
         train(config)
-    assert Checkpoints(tmp_path / "run", read_only=True).latest() == 6
+    assert saved_steps(tmp_path / "run") == [2, 4]
 
 
 def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
@@ -220,14 +196,13 @@ def test_the_last_checkpoints_and_the_best_on_validation_stay(tmp_path):
     assert [r["step"] for r in records] == [2, 4, 6, 8, 10, 12]
     assert {r["images"] for r in records} == {30}
     errors = {r["step"]: r["error"] for r in records}
-    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
-    best = checkpoints.best()
+    best = best_step(tmp_path / "run")
     assert errors[best] == min(errors.values())
-    assert checkpoints.steps() == sorted({best, 10, 12})
+    assert saved_steps(tmp_path / "run") == sorted({best, 10, 12})
 
 
 def test_without_a_validation_split_the_test_images_choose_nothing(finished):
-    assert Checkpoints(finished[0], read_only=True).best() is None
+    assert best_step(finished[0]) is None
 
 
 def changed(config, group, **fields):
@@ -323,7 +298,7 @@ def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     small = TrainState(np.int32(3), {"fc6": np.ones(2)}, {}, ())
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(small, wait=True)
-    restored = checkpoints.restore(jax.tree.map(jax.numpy.asarray, small))
+    restored = restore(tmp_path, jax.tree.map(jax.numpy.asarray, small))
     assert restored.batch_stats == {}
     np.testing.assert_array_equal(restored.params["fc6"], 1)
 

@@ -1,0 +1,242 @@
+"""Kill training with SIGKILL at random moments, start it again each time, and compare the end with an undisturbed run.
+
+    python -m reliability.crash [--kills 50] [--processes 1] [--seed N]
+
+A small network learns the handwritten digits. Half of the kills come while a checkpoint is being written, the others
+anywhere in training or while the program starts. After each kill the newest complete checkpoint must be that of the
+last save that was due, or of the one before it if that was still being written; it must be intact; and the next start
+must go on from it. In the end parameters, statistics, optimizer and records have the same bits. Exit code 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resnet_jax.experiment import Experiment
+from resnet_jax.logs import read_records
+from resnet_jax.restore import restore, saved_steps, unfinished, verify
+from resnet_jax.workdir import load_config, load_inputs
+
+ROOT = Path(__file__).parents[1]
+SAVE_EVERY = 5
+STEPS_A_KILL = 20  # more than come between two kills, so that the run lasts to the last one
+PATIENCE = 300.0  # seconds
+MOMENTS = ("saving", "saving", "training", "saving", "starting", "saving", "training")
+
+
+class Failure(Exception):
+    """What must not happen."""
+
+
+class Kill(NamedTuple):
+    """A kill and what it left.
+
+    Attributes:
+      moment: what the program was meant to be doing.
+      saving: whether a checkpoint was half written.
+      logged: the last step in the log.
+      saved: the newest complete checkpoint, or 0.
+    """
+
+    moment: str
+    saving: bool
+    logged: int
+    saved: int
+
+
+class Run:
+    """A run of so many processes in a work directory, to be started again and again."""
+
+    def __init__(self, workdir: Path, steps: int, processes: int):
+        self.workdir, self.steps, self._processes = workdir, steps, processes
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[list[subprocess.Popen[str]]]:
+        """Start its processes, each with its output in a file; none is left behind."""
+        overrides = (
+            f"--run.workdir {self.workdir} --run.steps {self.steps} --run.log-every 1 --run.save-every {SAVE_EVERY}"
+            f" --run.eval-every {10 * SAVE_EVERY} --model.depth 8 --model.bn-group-size 8 --data.batch-size 16"
+        )
+        command = [sys.executable, "train.py", "configs/digits_resnet20.py", *overrides.split()]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            hosts = f"--hosts.coordinator 127.0.0.1:{probe.getsockname()[1]} --hosts.processes {self._processes}"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // self._processes)}
+        processes = []
+        for number in range(self._processes):
+            of_process = [*hosts.split(), "--hosts.process-id", str(number)] if self._processes > 1 else []
+            with self.output(number).open("w") as output:
+                processes.append(
+                    subprocess.Popen(
+                        [*command, *of_process],
+                        cwd=ROOT,
+                        env=environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        text=True,
+                    )
+                )
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+    def output(self, number: int = 0) -> Path:
+        """Return the file with what a process printed since the last start."""
+        return self.workdir.with_suffix(f".{number}.log")
+
+    def logged(self) -> int:
+        """Return the last training step in the log."""
+        return max((r["step"] for r in read_records(self.workdir) if r["kind"] == "train"), default=0)
+
+    def saved(self) -> int:
+        """Return the newest complete checkpoint, or 0.
+
+        Raises:
+          Failure: it is damaged.
+        """
+        step = max(saved_steps(self.workdir), default=None)
+        if step is None:
+            return 0
+        if damage := verify(self.workdir, step).damage:
+            raise Failure(f"the checkpoint of step {step} counts as complete and is damaged: {damage}")
+        return step
+
+    def finish(self) -> None:
+        """Run to the end.
+
+        Raises:
+          Failure: it does not get there.
+        """
+        with self.started() as processes:
+            for number, process in enumerate(processes):
+                if process.wait(timeout=PATIENCE):
+                    raise Failure(f"exit code {process.returncode}: {self.output(number).read_text()}")
+
+
+def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
+    """Start a run, kill all its processes at a moment, in any order, and look at what is left.
+
+    Raises:
+      Failure: it did not begin where it should, or what is left is not what it should be.
+    """
+    before = run.saved()
+    with run.started() as processes:
+
+        def wait_until(condition: Callable[[], object]) -> None:
+            until = time.monotonic() + PATIENCE
+            while not condition():
+                if any(process.poll() is not None for process in processes) or time.monotonic() > until:
+                    raise Failure(f"it ended by itself: {run.output().read_text()}")
+                time.sleep(0.001)
+
+        if moment == "starting":
+            time.sleep(chance.uniform(0.0, 6.0))
+        else:
+            begin = before + chance.randrange(2, 14)
+            wait_until(lambda: run.logged() > begin)
+            if moment == "saving":
+                wait_until(lambda: unfinished(run.workdir))
+            time.sleep(chance.uniform(0.0, 0.03))  # within a step, or a later part of writing
+        first, *others = chance.sample(processes, len(processes))
+        first.send_signal(signal.SIGKILL)
+        if first.wait() != -signal.SIGKILL:
+            raise Failure(f"it ended by itself: {run.output().read_text()}")
+        for process in others:  # which may end by themselves as soon as they miss the first
+            time.sleep(chance.choice([0.0, 0.2]))
+            process.send_signal(signal.SIGKILL)
+
+    printed = run.output().read_text()
+    if before and "\nstep " in printed and f"going on after step {before}\n" not in printed:
+        raise Failure(f"it did not go on after step {before}: {printed}")
+    kill = Kill(moment, bool(unfinished(run.workdir)), run.logged(), run.saved())
+    due = max(before, kill.logged - kill.logged % SAVE_EVERY)
+    if kill.saved < due - SAVE_EVERY:
+        raise Failure(f"killed after step {kill.logged}, and the newest complete checkpoint is of step {kill.saved}")
+    return kill
+
+
+def leaves(workdir: Path) -> list[np.ndarray]:
+    """Return parameters, statistics and optimizer state of the last checkpoint."""
+    abstract = Experiment(load_config(workdir), load_inputs(workdir)).abstract_state()
+    return jax.tree.leaves(jax.device_get(restore(workdir, abstract)))
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """Return what was recorded, but for times and starts."""
+    changing = ("time", "images_per_second")
+    kept = (record for record in read_records(workdir) if record["kind"] != "start")
+    return [{name: value for name, value in record.items() if name not in changing} for record in kept]
+
+
+def crash(folder: Path, *, kills: int, processes: int, seed: int) -> list[Kill]:
+    """Make both runs in a folder and compare them; return the kills.
+
+    Raises:
+      Failure: something was lost.
+    """
+    chance = random.Random(seed)
+    steps = kills * STEPS_A_KILL
+    undisturbed, run = (Run(folder / name, steps, processes) for name in ("undisturbed", "killed"))
+    undisturbed.finish()
+    done = []
+    for number in range(kills):
+        done.append(kill_once(run, MOMENTS[number % len(MOMENTS)], chance))
+        print(json.dumps(done[-1]._asdict()), flush=True)
+    run.finish()
+    if f"going on after step {done[-1].saved}\n" not in run.output().read_text():
+        raise Failure(f"it did not go on after step {done[-1].saved}")
+    for ours, expected in zip(leaves(run.workdir), leaves(undisturbed.workdir), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    expected_records = records(undisturbed.workdir)
+    if records(run.workdir) != expected_records or len(expected_records) < steps:
+        raise Failure("the records of the run differ from those of an undisturbed one")
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m reliability.crash", description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="that train together; default: 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, as far as a clock can repeat them")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = crash(Path(folder), kills=options.kills, processes=options.processes, seed=options.seed)
+        except (Failure, AssertionError) as failure:
+            print(f"FAILED: {failure}")
+            return 1
+    steps = options.kills * STEPS_A_KILL
+    moments = ", ".join(f"{count} {moment}" for moment, count in Counter(kill.moment for kill in done).items())
+    print(
+        f"{options.kills} kills ({moments}; {sum(kill.saving for kill in done)} left a half-written checkpoint) in"
+        f" {steps} steps of {options.processes} process(es), a checkpoint every {SAVE_EVERY}:"
+        f" {time.monotonic() - began:.0f} s\n"
+        f"most steps made again: {max(kill.logged - kill.saved for kill in done)};"
+        f" the end has the bits of an undisturbed run"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Reading checkpoints: which there are, whether they are intact, and the state in them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from resnet_jax.checksums import FILE_NAME as CHECKSUMS
+from resnet_jax.checksums import Damage, find_damage, write_checksums
+from resnet_jax.errors import StorageError, UserError
+from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
+from resnet_jax.train_state import TrainState
+
+VALIDATION_ERROR, EVALUATED = "validation_error", "evaluated"  # what is noted of a checkpoint
+LAST = "last_checkpoint"  # a file beside the folder: what was saved is missed if the folder is lost
+METADATA = "_CHECKPOINT_METADATA"  # orbax writes the time of the commit into it, after our checksums
+
+
+class Checkpoint(NamedTuple):
+    """What lies in WORKDIR/checkpoints/STEP.
+
+    Attributes:
+      step: training steps made.
+      path: the folder.
+      damage: None if it is intact.
+    """
+
+    step: int
+    path: Path
+    damage: Damage | None
+
+    def saved_at(self) -> datetime.datetime:
+        """Return when it became valid, in local time."""
+        return datetime.datetime.fromtimestamp(self.path.stat().st_ctime)
+
+    def size(self) -> int:
+        """Return the bytes of its files."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+
+    def validation_error(self) -> float | None:
+        """Return the validation error in %, if there is a validation split and it is intact."""
+        try:
+            return float(json.loads((self.path / "metrics" / "metrics").read_bytes())[VALIDATION_ERROR])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def directory(workdir: Path) -> Path:
+    """Return where the checkpoints of a work directory lie."""
+    return (workdir / "checkpoints").absolute()
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Return the steps with a checkpoint, ascending, damaged ones among them."""
+    with contextlib.suppress(FileNotFoundError):
+        names = (path.name for path in directory(workdir).iterdir())
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+    return []
+
+
+def verify(workdir: Path, step: int) -> Checkpoint:
+    """Compare the files of a checkpoint with their checksums; all of them are read."""
+    path = directory(workdir) / str(step)
+    damage = find_damage(path)
+    if damage is None and _read_metadata(path) is None:
+        damage = Damage((), (METADATA,)) if (path / METADATA).exists() else Damage((METADATA,), ())
+    return Checkpoint(step, path, damage)
+
+
+def accept(workdir: Path, step: int) -> None:
+    """Give a checkpoint the checksums of its files as they are now.
+
+    Raises:
+      UserError: there is no such checkpoint.
+      StorageError: they cannot be written.
+    """
+    _check_saved(workdir, step)
+    try:
+        write_checksums(directory(workdir) / str(step), leave_out=[METADATA])
+    except OSError as error:
+        raise StorageError(f"cannot write checksums of step {step} in {workdir}: {error.strerror}") from error
+
+
+def _check_saved(workdir: Path, step: int) -> None:
+    if step not in saved_steps(workdir):
+        saved = ", ".join(map(str, saved_steps(workdir))) or "none"
+        raise UserError(f"{directory(workdir)} has no checkpoint of step {step}; there are: {saved}")
+
+
+def unfinished(workdir: Path) -> list[str]:
+    """Return the names of what was being saved when a run ended, or is being saved now."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(path.name for path in directory(workdir).iterdir() if "orbax-checkpoint-tmp" in path.name)
+    return []
+
+
+def best_step(workdir: Path) -> int | None:
+    """Return the last saved step of the lowest validation error, or None without a validation split."""
+    checkpoints = [Checkpoint(step, directory(workdir) / str(step), None) for step in saved_steps(workdir)]
+    errors = {checkpoint.step: checkpoint.validation_error() for checkpoint in checkpoints}
+    known = {step: error for step, error in errors.items() if error is not None}
+    return min(known, key=lambda step: (known[step], -step), default=None)
+
+
+def was_evaluated(workdir: Path, step: int) -> bool:
+    """Tell whether the evaluation due after a saved step was made: not if a signal stopped the run there."""
+    metadata = _read_metadata(directory(workdir) / str(step))
+    return metadata is None or metadata["custom_metadata"].get(EVALUATED, True)
+
+
+def _read_metadata(path: Path) -> dict[str, Any] | None:
+    """Return what orbax notes of a checkpoint, or None if that is damaged."""
+    try:
+        metadata = json.loads((path / METADATA).read_bytes())
+        return metadata if isinstance(metadata["custom_metadata"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def recover(workdir: Path) -> list[str]:
+    """Move damaged checkpoints to WORKDIR/damaged, so that the newest intact one is the last.
+
+    Returns:
+      What a user should know of it, a line each.
+
+    Raises:
+      UserError: none is intact, or those that were saved are gone; nothing was moved.
+      StorageError: they cannot be moved.
+    """
+    checkpoints = [verify(workdir, step) for step in saved_steps(workdir)]
+    intact = [checkpoint.step for checkpoint in checkpoints if checkpoint.damage is None]
+    damaged = [checkpoint for checkpoint in checkpoints if checkpoint.damage is not None]
+    if damaged and not intact:
+        raise UserError(_none_intact(workdir, damaged))
+    noted = _last_saved(workdir)
+    if noted is not None and not intact:
+        raise UserError(
+            f"{directory(workdir)} is empty, but a checkpoint of step {noted} was saved there: copy it back from"
+            f" elsewhere, or delete {workdir} to begin again"
+        )
+    done = []
+    if noted is not None and noted > checkpoints[-1].step:
+        done.append(f"the checkpoint of step {noted} is gone from {directory(workdir)}")
+    try:
+        for step, path, damage in damaged:
+            if step < intact[-1] and damage and not damage.changed and CHECKSUMS not in damage.missing:
+                shutil.rmtree(path)  # a run was killed while it was removing this one
+                continue
+            aside = workdir / "damaged" / path.name
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
+            done.append(f"the checkpoint of step {step} is damaged ({damage}): moved to {aside}")
+    except OSError as error:
+        raise StorageError(f"cannot move a damaged checkpoint out of {directory(workdir)}: {error.strerror}") from error
+    return done
+
+
+def _last_saved(workdir: Path) -> int | None:
+    """Return the last step that was ever saved; None if none was, or nothing says so."""
+    try:
+        return int((workdir / LAST).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _none_intact(workdir: Path, damaged: list[Checkpoint]) -> str:
+    faults = "; ".join(f"step {checkpoint.step}: {checkpoint.damage}" for checkpoint in damaged)
+    accept = f", or if only checksums are missing: {_ACCEPT}" if _without_checksums(damaged) else ""
+    return f"no checkpoint in {directory(workdir)} is intact ({faults}): copy one back from elsewhere{accept}"
+
+
+_ACCEPT = "python -m resnet_jax checkpoints WORKDIR --accept STEP"
+
+
+def _without_checksums(checkpoints: list[Checkpoint]) -> bool:
+    return any(checkpoint.damage and CHECKSUMS in checkpoint.damage.missing for checkpoint in checkpoints)
+
+
+def restore(workdir: Path, abstract_state: Any, step: int | None = None) -> TrainState:
+    """Read the state saved at `step` in the shapes, dtypes and shardings of `abstract_state`.
+
+    Args:
+      workdir: of the run.
+      abstract_state: ShapeDtypeStructs with shardings.
+      step: None for the newest intact checkpoint; a warning names the newer ones.
+
+    Raises:
+      UserError: no intact checkpoint of that step, or one of another network.
+    """
+    steps = saved_steps(workdir)
+    if not steps:
+        raise UserError(f"{directory(workdir)} holds no checkpoint yet")
+    if step is not None:
+        _check_saved(workdir, step)
+    damaged: list[Checkpoint] = []
+    for candidate in reversed(steps) if step is None else [step]:
+        checkpoint = verify(workdir, candidate)
+        if checkpoint.damage is None:
+            for other in damaged:
+                message = f"the checkpoint of step {other.step} is damaged ({other.damage}): using step {candidate}"
+                print(f"warning: {message}", file=sys.stderr)
+            return _read(checkpoint.path, abstract_state)
+        damaged.append(checkpoint)
+    if saved_steps(workdir) != steps:  # a run that goes on has removed what we were reading
+        return restore(workdir, abstract_state, step)
+    if step is None:
+        raise UserError(_none_intact(workdir, damaged))
+    raise UserError(f"the checkpoint of step {step} in {directory(workdir)} is damaged: {damaged[0].damage}")
+
+
+def _read(path: Path, abstract_state: Any) -> TrainState:
+    stacked = is_stacked(abstract_state)
+    wanted = abstract_state
+    if stacked:
+        by_block = jax.eval_shape(unstack_blocks, abstract_state)
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), by_block)
+    try:
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as checkpointer:
+            state = checkpointer.restore(path / "default", args=ocp.args.StandardRestore(wanted))
+        jax.tree.map(_check_shape, wanted, state)  # orbax cuts and fills up arrays on the host without a word
+    except (ValueError, KeyError, TypeError) as error:  # its files are as they were written
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} does not fit the network of config.json there: {reason}") from error
+    if stacked:
+        state = stack_blocks(state)
+        state = jax.tree.map(lambda leaf, abstract: jax.device_put(leaf, abstract.sharding), state, abstract_state)
+    return state
+
+
+def _check_shape(wanted: Any, found: Any) -> None:
+    if wanted.shape != found.shape or wanted.dtype != found.dtype:
+        raise ValueError(f"{found.dtype} {found.shape} in place of {wanted.dtype} {wanted.shape}")
+
+
+def describe(workdir: Path) -> tuple[str, bool]:
+    """Return a table of all checkpoints, verified, and whether one is damaged."""
+    checkpoints = [verify(workdir, step) for step in saved_steps(workdir)]
+    intact = [checkpoint.step for checkpoint in checkpoints if checkpoint.damage is None]
+    best = best_step(workdir)
+    lines = [f"{'step':>9}  {'saved':19}  {'MB':>8}  {'validation':>10}  state"]
+    for checkpoint in checkpoints:
+        error = checkpoint.validation_error()
+        state = "intact" if checkpoint.damage is None else f"damaged: {checkpoint.damage}"
+        state += ", the last" if checkpoint.step == max(intact, default=None) else ""
+        state += ", the best" if checkpoint.step == best else ""
+        validation = "" if error is None else f"{error:.2f} %"
+        size = checkpoint.size() / 1e6
+        lines.append(f"{checkpoint.step:9}  {checkpoint.saved_at():%F %T}  {size:8.1f}  {validation:>10}  {state}")
+    if not checkpoints:
+        lines = [f"{directory(workdir)} holds no checkpoint"]
+    if _without_checksums(checkpoints):
+        lines.append(f"one without checksums.json may be of a version that wrote none: {_ACCEPT} writes them")
+    lines += [f"{name}: being saved, or left by a run that ended then" for name in unfinished(workdir)]
+    return "\n".join(lines), len(intact) < len(checkpoints)

@@ -1,0 +1,87 @@
+"""SIGTERM and SIGINT ask to stop; only a second SIGINT does not wait."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from resnet_jax.stop_signal import StopSignal
+
+# Its main thread is in a C function for minutes, where Python runs no handler.
+BUSY = """
+import hashlib, sys
+from resnet_jax.stop_signal import StopSignal
+with StopSignal():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)
+"""
+
+
+def wait_for_signum(stop):
+    until = time.monotonic() + 10
+    while not stop.signum and time.monotonic() < until:
+        time.sleep(0.001)
+    return stop.signum
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_only_noted(signum):
+    before, threads = signal.getsignal(signum), threading.active_count()
+    with StopSignal() as stop:
+        assert stop.signum == 0
+        os.kill(os.getpid(), signum)
+        assert wait_for_signum(stop) == signum
+    assert signal.getsignal(signum) is before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert threading.active_count() == threads
+
+
+def test_further_sigterms_change_nothing():
+    with StopSignal() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert wait_for_signum(stop) == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)  # the first of its kind
+        time.sleep(0.05)
+        assert stop.signum == signal.SIGTERM
+
+
+def test_a_signal_to_a_forked_process_is_none_of_ours():
+    with StopSignal() as stop:
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.1)
+        assert stop.signum == 0
+
+
+def test_in_another_thread_there_is_nothing_to_hear():
+    def enter():
+        with StopSignal() as stop:
+            seen.append(stop.signum)
+
+    seen = []
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [0]
+
+
+def test_a_second_sigint_leaves_at_once_from_within_compiled_code():
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 128 + signal.SIGINT
+    finally:
+        process.kill()
