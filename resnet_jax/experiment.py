@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import Config, ModelConfig, OptimConfig
-from resnet_jax.data import load_dataset, split_validation
+from resnet_jax.data import Dataset, load_dataset, split_validation
 from resnet_jax.data.encoded import AnyDataset, StreamedDataset, split_streamed_validation
 from resnet_jax.data.pipeline import Preprocessing, adapt_preprocessing, per_pixel_mean
 from resnet_jax.data.statistics import load_statistics
@@ -23,7 +23,9 @@ from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import cosine_schedule, reduce_on_plateau, sgd, step_schedule, warm_up_until_error
 from resnet_jax.steps import make_eval_step, make_train_step
 from resnet_jax.train_state import TrainState, create_train_state
-from resnet_jax.workdir import Inputs
+from resnet_jax.workdir import Inputs, check_inputs
+
+_MOST_IMAGES = 2**31  # positions in the endless stream of images are int32 on the devices
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Model:
@@ -97,7 +99,7 @@ def load_data(config: Config) -> AnyDataset:
     """Load the configured data set and split off the validation images.
 
     Raises:
-      UserError: the data set is not there or damaged, or smaller than a batch.
+      UserError: the data set is not there or damaged, smaller than a batch, or passed through too often.
     """
     data = config.data
     dataset = load_dataset(data.name, data.dir)
@@ -108,6 +110,12 @@ def load_data(config: Config) -> AnyDataset:
         raise UserError(
             f"a batch of {data.batch_size} is larger than the {len(dataset.train)} training images of"
             f" {dataset.name}: choose a smaller --data.batch-size"
+        )
+    images = config.run.steps * data.batch_size
+    if isinstance(dataset, Dataset) and images >= _MOST_IMAGES:
+        raise UserError(
+            f"--run.steps {config.run.steps} of {data.batch_size} images are {images:,}, beyond the {_MOST_IMAGES:,}"
+            " that a position in a data set kept on the devices can count"
         )
     return dataset
 
@@ -122,7 +130,8 @@ def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing 
         or the mean image of the training images.
 
     Raises:
-      UserError: the statistics of streamed images are needed and not there, or an option is not for this data.
+      UserError: the statistics of streamed images are needed and not there, they or others are not finite, or an option
+        is not for this data.
     """
     data, statistics, mean_image = config.data, None, None
     mean_is_known = trained is not None or data.mean is not None
@@ -140,7 +149,9 @@ def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing 
         mean = mean_image if data.mean is None else data.mean
         trained = Preprocessing(np.asarray(mean, np.float32), np.asarray(data.std, np.float32))
     lighting = data.lighting * statistics.lighting if statistics and data.lighting else None
-    return Inputs(shape, dataset.class_names, adapt_preprocessing(trained, shape), lighting)
+    inputs = Inputs(shape, dataset.class_names, adapt_preprocessing(trained, shape), lighting)
+    check_inputs(inputs)
+    return inputs
 
 
 def abstract_state(
@@ -156,6 +167,18 @@ def abstract_state(
 
     shapes = jax.eval_shape(create, jax.random.key(0))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _check_bn_groups(model: ResNet, config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Raise UserError if a BN group has a single value in the smallest map, which has no variance to divide by."""
+    stride = max(model.feature_strides.values())
+    height, width = (-(-side // stride) for side in image_shape[:2])
+    group = model.bn_group_size or config.data.batch_size // config.optim.accumulation_steps
+    if group * height * width == 1:
+        raise UserError(
+            f"the last maps of images of {image_shape[0]}x{image_shape[1]} pixels are a single pixel, and BN needs more"
+            " than one value: choose a larger --model.bn-group-size, --data.batch-size or image"
+        )
 
 
 class Experiment:
@@ -176,7 +199,7 @@ class Experiment:
         """Build everything; nothing is computed yet.
 
         Raises:
-          UserError: a value that does not fit the devices.
+          UserError: a value that does not fit the devices or the images.
         """
         devices = jax.device_count()
         for name in ("batch_size", "eval_batch_size"):
@@ -187,6 +210,8 @@ class Experiment:
                 )
         self.config, self.inputs = config, inputs
         self.model = for_this_backend(build_model(config.model, len(inputs.class_names)))
+        if isinstance(self.model, ResNet) and not self.model.frozen_bn:
+            _check_bn_groups(self.model, config, inputs.image_shape)
         self._optimizer, schedule = build_optimizer(config.optim, config.run.steps)
         key = jax.random.key(config.run.seed)
         self._init_key, self.data_key = jax.random.split(key)

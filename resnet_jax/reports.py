@@ -13,11 +13,15 @@ from resnet_jax.config import Config
 from resnet_jax.errors import BrokenDataError, DivergedError
 from resnet_jax.feeds import Feed
 from resnet_jax.logs import RunLog
-from resnet_jax.steps import StepMetrics, StepsReport
+from resnet_jax.metrics import Metrics
+from resnet_jax.steps import StepMetrics, StepsReport, finite_parts
+from resnet_jax.train_state import TrainState
 
 _RUN_AHEAD = 1  # dispatches that the host may be ahead of the device: enough to keep it busy
 # So that a signal acts and the progress bar moves soon; much shorter ones cost time on a CPU (docs/performance.md).
 _SECONDS_OF_A_DISPATCH = 3.0
+
+_finite_parts = jax.jit(finite_parts)
 
 
 class Reports:
@@ -65,6 +69,34 @@ class Reports:
         if self._window:
             self._write()
 
+    def check_state(self, state: TrainState) -> None:
+        """Check what the last step has left, after write_all(): it must not be saved if it is not finite.
+
+        Raises:
+          DivergedError: a parameter, a running statistic or the optimizer's state is not finite.
+        """
+        broken = [name for name, finite in jax.device_get(_finite_parts(state)).items() if not finite]
+        if broken:
+            raise self._diverged(f"the {broken[0]} overflowed in step {self._done}", known_good=self._done - 1)
+
+    def check_evaluations(self, results: dict[str, Metrics]) -> None:
+        """Check evaluations of the state after the last step.
+
+        Raises:
+          BrokenDataError: not an image could be read.
+          DivergedError: a loss is not finite.
+        """
+        for kind, metrics in results.items():
+            if not metrics.images:
+                self.name_unreadable()
+                self._checkpoints.close()
+                raise BrokenDataError(
+                    f"none of the {kind} images can be read: python -m resnet_jax data check {self._config.data.dir}"
+                )
+            if not np.isfinite(metrics.mean_loss):
+                message = f"the {kind} loss is {metrics.mean_loss} after step {self._done}"
+                raise self._diverged(message, known_good=self._done - 1)
+
     def _finish(self) -> None:
         """Wait for the oldest dispatch; write a record if it ends where one is due."""
         step, on_device = self._pending.popleft()
@@ -91,13 +123,17 @@ class Reports:
     def _check_finite(self, report: StepMetrics) -> None:
         for name, value in (("loss", report.metrics.mean_loss), ("gradient", report.gradient_norm)):
             if not np.isfinite(value):
-                self._checkpoints.close()
-                good = self._checkpoints.latest()
-                kept = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
-                raise DivergedError(
-                    f"the {name} is {value} at step {self._done}; {kept} in {self._checkpoints.directory};"
-                    " a lower --optim.learning-rate or a warm-up may help"
-                )
+                # Computed with the parameters after the step before: a checkpoint of that one is no good either.
+                raise self._diverged(f"the {name} is {value} at step {self._done}", known_good=self._done - 2)
+
+    def _diverged(self, what: str, *, known_good: int) -> DivergedError:
+        """Return the error that names the last checkpoint, up to the step `known_good`, whose next step was finite."""
+        self._checkpoints.close()
+        good = max((step for step in self._checkpoints.steps() if step <= known_good), default=None)
+        kept = "there is no good checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+        return DivergedError(
+            f"{what}; {kept} in {self._checkpoints.directory}; a lower --optim.learning-rate or a warm-up may help"
+        )
 
     def name_unreadable(self) -> None:
         """Say which images could not be read."""

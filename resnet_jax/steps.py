@@ -55,7 +55,7 @@ class StepsReport:
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 TrainSteps = Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, StepsReport]]
 EvalStep = Callable[[TrainState, Batch], Metrics]
-EvalSteps = Callable[[TrainState, DeviceSplit], Metrics]
+AddEvaluation = Callable[[Metrics, TrainState, DeviceSplit, jax.Array], Metrics]
 
 
 def make_train_step(
@@ -188,6 +188,25 @@ def make_train_steps(train_step: TrainStep, sampler: Sampler) -> TrainSteps:
     return train_steps
 
 
+def finite_parts(state: TrainState) -> dict[str, jax.Array]:
+    """Tell of each part of a state, by its name in messages, whether all its numbers are finite: bool scalars.
+
+    Loss and gradient of a step are computed before its update and say nothing about what comes out of it. Scalars do
+    not count: a schedule may begin with an infinite one.
+    """
+
+    def finite(tree: Any) -> jax.Array:
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if jnp.ndim(leaf)]
+        return jnp.array([jnp.isfinite(array).all() for array in arrays], bool).all()
+
+    parts = {
+        "parameters": state.params,
+        "running statistics of BN": state.batch_stats,
+        "state of the optimizer": state.opt_state,
+    }
+    return {name: finite(tree) for name, tree in parts.items()}
+
+
 def make_eval_step(model: Model) -> EvalStep:
     """Return eval_step(state, batch) -> Metrics, by the running statistics."""
 
@@ -200,18 +219,13 @@ def make_eval_step(model: Model) -> EvalStep:
     return eval_step
 
 
-def make_eval_steps(eval_step: EvalStep, take_batch: TakeBatch, batch_size: int) -> EvalSteps:
-    """Return eval_steps(state, split) -> Metrics of every image of the split, as one loop on the device."""
+def make_add_evaluation(eval_step: EvalStep, take_batch: TakeBatch) -> AddEvaluation:
+    """Return add(total, state, split, number) -> the Metrics `total` and those of batch `number` of the split."""
 
-    def eval_steps(state: TrainState, split: DeviceSplit) -> Metrics:
-        def evaluate(number: jax.Array) -> Metrics:
-            return eval_step(state, take_batch(split, number))
+    def add(total: Metrics, state: TrainState, split: DeviceSplit, number: jax.Array) -> Metrics:
+        return total + eval_step(state, take_batch(split, number))
 
-        batches = -(-len(split[1]) // batch_size)
-        zero = _zeros(jax.eval_shape(evaluate, jnp.int32(0)))
-        return jax.lax.fori_loop(0, batches, lambda number, total: total + evaluate(number), zero)
-
-    return eval_steps
+    return add
 
 
 def _zeros(abstract: Any, *leading: int) -> Any:

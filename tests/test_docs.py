@@ -42,6 +42,9 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
             ["-m", "benchmarks"],
             ["-m", "benchmarks.input_pipeline"],
             ["-m", "pytest"],
+            ["-m", "reliability.crash"],
+            ["-m", "reliability.fuzz"],
+            ["-m", "reliability.long_run"],
         )
 
 

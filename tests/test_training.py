@@ -77,6 +77,28 @@ def test_a_resumed_run_ends_with_the_same_bits_and_records(finished, tmp_path):
     assert (tmp_path / "run" / "curves.png").exists()
 
 
+def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for path in (workdir / "checkpoints" / "12" / "default" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    config = make_config(workdir)
+    train(config)
+    output = capsys.readouterr().out
+    assert "warning: the checkpoint of step 12 is damaged (default/d/" in output
+    assert f"{workdir}: going on after step 8\n" in output
+    assert_same_bits(saved_state(workdir, config), saved_state(finished[0], config))
+    records, expected = (without_times(read_records(path)) for path in (workdir, finished[0]))
+    assert records == expected
+
+    for path in (workdir / "checkpoints").rglob("checksums.json"):
+        path.unlink()
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(UserError, match="is intact .*or if only checksums are missing: python -m resnet_jax checkp"):
+        train(config)
+    assert sorted(workdir.rglob("*")) == before
+    assert (workdir / "metrics.jsonl").read_text() != ""
+
+
 def test_a_finished_run_is_only_evaluated_again(finished):
     workdir, metrics = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
@@ -252,7 +274,7 @@ def test_a_work_directory_that_became_unwritable(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").unlink()
     (tmp_path / "run" / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match="cannot write .*metrics.jsonl"):
+    with pytest.raises(UserError, match="cannot read .*metrics.jsonl: not a regular file"):
         train(make_config(tmp_path / "run"))
 
 

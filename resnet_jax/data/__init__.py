@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sized
 from pathlib import Path
 
 from resnet_jax.data.cifar10 import load_cifar10
@@ -37,8 +38,15 @@ def load_dataset(name: str, data_dir: str | Path) -> AnyDataset:
       data_dir: where files are looked for, and put if they have to be downloaded.
 
     Raises:
-      UserError: an unknown name, or whatever its source finds wrong.
+      UserError: an unknown name, an empty split, no classes, or whatever its source finds wrong.
     """
+    dataset = _load(name, data_dir)
+    parts = {"training images": dataset.train, "test images": dataset.test, "classes": dataset.class_names}
+    _check_not_empty(name, data_dir, parts)
+    return dataset
+
+
+def _load(name: str, data_dir: str | Path) -> AnyDataset:
     if name == "digits":
         return load_digits()
     if name == "cifar10":
@@ -60,9 +68,19 @@ def load_test_images(name: str, data_dir: str | Path) -> LabelledImages:
       data_dir: where files are looked for.
 
     Raises:
-      UserError: an unknown name, or whatever its source finds wrong.
+      UserError: an unknown name, no images, no classes, or whatever its source finds wrong.
     """
     if name in _FOLDERS:
-        return load_packed_test(name, data_dir) if is_packed(data_dir) else load_test_folder(name, data_dir)
-    dataset = load_dataset(name, data_dir)
-    return LabelledImages.of(dataset) if isinstance(dataset, Dataset) else dataset.test_images()
+        test = load_packed_test(name, data_dir) if is_packed(data_dir) else load_test_folder(name, data_dir)
+    else:
+        dataset = load_dataset(name, data_dir)
+        test = LabelledImages.of(dataset) if isinstance(dataset, Dataset) else dataset.test_images()
+    _check_not_empty(name, data_dir, {"test images": test, "classes": test.class_names})
+    return test
+
+
+def _check_not_empty(name: str, data_dir: str | Path, parts: Mapping[str, Sized]) -> None:
+    """Raise UserError for what is empty: a mean over nothing would be NaN."""
+    for kind, part in parts.items():
+        if not len(part):
+            raise UserError(f"{name} in {data_dir} has no {kind}")

@@ -81,12 +81,16 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source:
     """Check images [N, H, W, C] and labels [N] of `source` (named in errors) and return them as a Split.
 
     Raises:
-      UserError: not uint8 images of one size, no images at all, counts that differ, or a label out of range.
+      UserError: not uint8 images of one size, no images at all, labels that are no whole numbers, counts that differ,
+        or a label out of range.
     """
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(f"{source}: expected uint8 images [N, H, W, C], found {images.dtype} {images.shape}")
     if len(images) != len(labels) or not len(images):
         raise UserError(f"{source}: {len(images)} images and {len(labels)} labels; expected one label an image")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":  # NaN would pass the next check, and [N, 1] broadcast later
+        raise UserError(f"{source}: expected labels [N] that are whole numbers, found {labels.dtype} {labels.shape}")
+    # Out of range, a one-hot label would silently be all zeros, and an index be clipped.
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         raise UserError(

@@ -43,7 +43,8 @@ class BatchNorm(nn.Module):
         """Normalize x [N, ..., C]; with train=True by its own statistics, updating `batch_stats`.
 
         Raises:
-          ValueError: with train=True, N is no multiple of the group size.
+          ValueError: with train=True, N is no multiple of the group size, or a group has a single value, which has no
+            variance: the layer would give its bias whatever the input.
         """
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
@@ -67,7 +68,9 @@ class BatchNorm(nn.Module):
         var = jnp.square(groups - mean).mean(inside, keepdims=True)
         if not self.is_initializing():
             n = groups[0, ..., 0].size
-            unbiased = n / max(n - 1, 1) if self.running_variance == "unbiased" else 1.0
+            if n == 1:
+                raise ValueError(f"BN of a single value: groups of 1 image of {x.shape[1:-1]} pixels have no variance")
+            unbiased = n / (n - 1) if self.running_variance == "unbiased" else 1.0
             running_mean.value = self._decayed(running_mean.value, mean)
             running_var.value = self._decayed(running_var.value, var * unbiased)
         y = (groups - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
