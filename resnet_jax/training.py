@@ -75,6 +75,7 @@ def train(config: Config) -> Metrics:
 
 
 def _train_together(config: Config) -> Metrics:
+    """Train as one of the processes, in a work directory that no other run has."""
     workdir = hosts.together(lambda: _check_workdir(config))
     resumes = is_workdir(workdir)
     with contextlib.ExitStack() as stack:
@@ -169,9 +170,11 @@ def _train(run: _Run, state: TrainState, checkpoints: Checkpoints, log: RunLog, 
     config, feed = run.config.run, run.feed
     start = int(state.step)
     evaluated = was_evaluated(run.workdir, start)
+    agreed = hosts.AgreedStop(stop, run.experiment.by_image, run.experiment.replicated)
     if start == config.steps and evaluated:
-        metrics = feed.evaluate(state, "test")
-        assert metrics is not None, "nothing stops it"
+        metrics = feed.evaluate(state, "test", agreed.signum)
+        if metrics is None:
+            raise _interrupted(run, start, agreed)
         return metrics
 
     began = time.perf_counter()
@@ -180,7 +183,6 @@ def _train(run: _Run, state: TrainState, checkpoints: Checkpoints, log: RunLog, 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     log.start(start, parameters=parameters, compile_seconds=compile_seconds, **runtime.description())
     reports = Reports(start, run.config, feed, log, checkpoints)
-    agreed = hosts.AgreedStop(stop, run.experiment.by_image, run.experiment.replicated)
     results: Results | None = None
     if not evaluated:  # a signal came before
         state, results = _evaluate(run, state, start, reports, log, agreed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reliability import hostile
+from reliability.fuzz import hostile
 from resnet_jax import files
 from resnet_jax.analysis.responses import read_responses
 from resnet_jax.array_zip import read_arrays

@@ -76,6 +76,7 @@ def test_within_one_process_too(tmp_path):
         (json.dumps({"pid": 2**22 + 1, "host": "elsewhere"}), True),  # nobody here can tell
         (json.dumps({"pid": "x", "host": platform.node()}), True),
     ],
+    ids=["empty", "cut", "list", "dead", "alive", "elsewhere", "senseless"],
 )
 def test_without_locks_in_the_file_system_the_file_decides(tmp_path, monkeypatch, text, refused):
     def unsupported(*_):

@@ -50,6 +50,7 @@ def test_further_sigterms_change_nothing():
         assert stop.signum == signal.SIGTERM
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # the child does nothing that could wait for a thread
 def test_a_signal_to_a_forked_process_is_none_of_ours():
     with StopSignal() as stop:
         child = os.fork()

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 import resnet_jax
-from reliability import hostile
+from reliability.fuzz import hostile
 from resnet_jax import create_model
 from resnet_jax.__main__ import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
