@@ -35,8 +35,8 @@ from resnet_jax.restore import restore, saved_steps, unfinished, verify
 from resnet_jax.workdir import load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
-SAVE_EVERY = 5
-STEPS_A_KILL = 20  # more than come between two kills, so that the run lasts to the last one
+SAVE_EVERY = 20
+STEPS_A_KILL = 40  # more than come between two kills, so that the run lasts to the last one
 PATIENCE = 300.0  # seconds
 MOMENTS = ("saving", "saving", "training", "saving", "starting", "saving", "training")
 
@@ -72,7 +72,7 @@ class Run:
         """Start its processes, each with its output in a file; none is left behind."""
         overrides = (
             f"--run.workdir {self.workdir} --run.steps {self.steps} --run.log-every 1 --run.save-every {SAVE_EVERY}"
-            f" --run.eval-every {10 * SAVE_EVERY} --model.depth 8 --model.bn-group-size 8 --data.batch-size 16"
+            f" --run.eval-every {5 * SAVE_EVERY} --model.depth 8 --model.bn-group-size 8 --data.batch-size 16"
         )
         command = [sys.executable, "train.py", "configs/digits_resnet20.py", *overrides.split()]
         with socket.socket() as probe:
@@ -152,7 +152,7 @@ def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
         if moment == "starting":
             time.sleep(chance.uniform(0.0, 6.0))
         else:
-            begin = before + chance.randrange(2, 14)
+            begin = before + chance.randrange(SAVE_EVERY // 2, 2 * SAVE_EVERY)
             wait_until(lambda: run.logged() > begin)
             if moment == "saving":
                 wait_until(lambda: unfinished(run.workdir))
@@ -169,8 +169,8 @@ def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
     if before and "\nstep " in printed and f"going on after step {before}\n" not in printed:
         raise Failure(f"it did not go on after step {before}: {printed}")
     kill = Kill(moment, bool(unfinished(run.workdir)), run.logged(), run.saved())
-    due = max(before, kill.logged - kill.logged % SAVE_EVERY)
-    if kill.saved < due - SAVE_EVERY:
+    due = kill.logged - kill.logged % SAVE_EVERY
+    if kill.saved < max(before, due - SAVE_EVERY):
         raise Failure(f"killed after step {kill.logged}, and the newest complete checkpoint is of step {kill.saved}")
     return kill
 
@@ -232,7 +232,8 @@ def main() -> int:
         f"{options.kills} kills ({moments}; {sum(kill.saving for kill in done)} left a half-written checkpoint) in"
         f" {steps} steps of {options.processes} process(es), a checkpoint every {SAVE_EVERY}:"
         f" {time.monotonic() - began:.0f} s\n"
-        f"most steps made again: {max(kill.logged - kill.saved for kill in done)};"
+        f"most steps made again: {max(kill.logged - kill.saved for kill in done)}, and where no checkpoint was being"
+        f" written {max((kill.logged - kill.saved for kill in done if not kill.saving), default=0)};"
         f" the end has the bits of an undisturbed run"
     )
     return 0

@@ -195,6 +195,8 @@ def _train(run: _Run, state: TrainState, checkpoints: Checkpoints, log: RunLog, 
             for every in (config.save_every, config.eval_every, config.log_every)
         )
         count = min(reports.steps_at_once(), min(save_at, evaluate_at, log_at) - step)
+        if step + count == save_at:  # at each step that is saved, the checkpoint before is complete
+            hosts.together(checkpoints.wait)
         state, report = feed.train(state, count)
         step += count
         reports.add(step, report)
