@@ -113,11 +113,10 @@ def test_two_processes_are_killed_and_one_goes_on_with_the_same_images(setup, un
     pair = start(setup, workdir, processes=2)
     # Saved in the background: step 6 waits for it to be complete.
     wait_until(lambda: (workdir / "checkpoints" / "3").exists() and steps_done(workdir) >= 4, pair)
-    pair[1].send_signal(signal.SIGKILL)
-    printed = outputs(pair)  # the other one does not wait for ever
-    assert [process.returncode for process in pair] == [128 + signal.SIGABRT, -signal.SIGKILL]
-    assert "another process has ended, or cannot be reached" in printed[0]
-    assert "Traceback" not in printed[0]
+    for process in pair:
+        process.send_signal(signal.SIGKILL)
+    outputs(pair)
+    assert pair[0].returncode == -signal.SIGKILL
 
     (process,) = start(setup, workdir)
     (output,) = outputs([process])
@@ -129,6 +128,16 @@ def test_two_processes_are_killed_and_one_goes_on_with_the_same_images(setup, un
     # Other images, another order or other BN groups would lead far away.
     for found, expected in zip(last_state(workdir), last_state(undisturbed), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_if_one_process_dies_in_a_step_the_other_ends_too(setup):
+    pair = start(setup, setup / "left", "--run.steps", "100000", "--run.save-every", "100000", processes=2)
+    wait_until(lambda: steps_done(setup / "left") >= 3, pair)
+    pair[1].send_signal(signal.SIGKILL)
+    printed = outputs(pair)
+    assert [process.returncode for process in pair] == [128 + signal.SIGABRT, -signal.SIGKILL]
+    assert "another process has ended, or cannot be reached" in printed[0]
+    assert "Traceback" not in printed[0]
 
 
 def test_a_signal_to_one_process_stops_both_and_the_run_is_saved(setup):
