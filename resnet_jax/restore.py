@@ -40,8 +40,9 @@ class Checkpoint(NamedTuple):
     damage: Damage | None
 
     def saved_at(self) -> datetime.datetime:
-        """Return when it became valid, in local time."""
-        return datetime.datetime.fromtimestamp(self.path.stat().st_ctime)
+        """Return when it was written, in local time."""
+        written = self.path / METADATA  # the last of its files
+        return datetime.datetime.fromtimestamp((written if written.exists() else self.path).stat().st_mtime)
 
     def size(self) -> int:
         """Return the bytes of its files."""
@@ -246,6 +247,7 @@ def _check_shape(wanted: Any, found: Any) -> None:
 def describe(workdir: Path) -> tuple[str, bool]:
     """Return a table of all checkpoints, verified, and whether one is damaged."""
     checkpoints = [verify(workdir, step) for step in saved_steps(workdir)]
+    checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.path.is_dir()]  # not removed meanwhile
     intact = [checkpoint.step for checkpoint in checkpoints if checkpoint.damage is None]
     best = best_step(workdir)
     lines = [f"{'step':>9}  {'saved':19}  {'MB':>8}  {'validation':>10}  state"]
