@@ -9,6 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from resnet_jax.files import read_json
+
 FILE_NAME = "checksums.json"
 
 
@@ -50,13 +52,13 @@ def find_damage(folder: Path) -> Damage | None:
     if FILE_NAME not in files:
         return Damage((FILE_NAME,), ())
     try:
-        checksums = json.loads(files[FILE_NAME].read_bytes())
+        checksums = read_json(files[FILE_NAME])
         if not isinstance(checksums, dict) or not checksums:
             return Damage((), (FILE_NAME,))
         missing = [name for name in checksums if name not in files]
         # Only files that are in the folder are opened, whatever the names are.
         changed = [name for name, path in files.items() if name in checksums and _sha256(path) != checksums[name]]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return Damage((), (FILE_NAME,))
     return Damage(tuple(missing), tuple(changed)) if missing or changed else None
 

@@ -15,7 +15,7 @@ import numpy as np
 from resnet_jax import runtime
 from resnet_jax.data import LabelledImages, load_test_images
 from resnet_jax.errors import DivergedError, UserError
-from resnet_jax.files import read_records, replacing
+from resnet_jax.files import append_line, read_records, replacing
 from resnet_jax.logs import environment
 from resnet_jax.predict import predict
 from resnet_jax.records import is_evaluation
@@ -197,12 +197,12 @@ def record(evaluation: Evaluation) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    line = json.dumps({"time": round(time.time(), 3), **environment(), **evaluation.summary()}) + "\n"
+    line = json.dumps({"time": round(time.time(), 3), **environment(), **evaluation.summary()})
     for member in evaluation.members:
         path = member.workdir / RECORDS
         try:
-            with open(path, "a", opener=_no_link) as file:
-                file.write(line)
+            with open(path, "ab", buffering=0, opener=_no_link) as file:
+                append_line(file, line)
         except OSError as error:
             raise UserError(f"cannot record the evaluation in {path}: {os.strerror(error.errno or 0)}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import re
 import shutil
 import sys
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from resnet_jax.checksums import FILE_NAME as CHECKSUMS
 from resnet_jax.checksums import Damage, find_damage, write_checksums
 from resnet_jax.errors import StorageError, UserError
+from resnet_jax.files import read_json
 from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
 from resnet_jax.train_state import TrainState
 
@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
     def validation_error(self) -> float | None:
         """Return the validation error in %, if there is a validation split and it is intact."""
         try:
-            return float(json.loads((self.path / "metrics" / "metrics").read_bytes())[VALIDATION_ERROR])
+            return float(read_json(self.path / "metrics" / "metrics")[VALIDATION_ERROR])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -122,9 +122,9 @@ def was_evaluated(workdir: Path, step: int) -> bool:
 def _read_metadata(path: Path) -> dict[str, Any] | None:
     """Return what orbax notes of a checkpoint, or None if that is damaged."""
     try:
-        metadata = json.loads((path / METADATA).read_bytes())
+        metadata = read_json(path / METADATA)
         return metadata if isinstance(metadata["custom_metadata"], dict) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -211,7 +211,7 @@ def restore(workdir: Path, abstract_state: Any, step: int | None = None) -> Trai
             for other in damaged:
                 message = f"the checkpoint of step {other.step} is damaged ({other.damage}): using step {candidate}"
                 print(f"warning: {message}", file=sys.stderr)
-            return _read(checkpoint.path, abstract_state)
+            return read_state(workdir, candidate, abstract_state)
         damaged.append(checkpoint)
     if saved_steps(workdir) != steps:  # a run that goes on has removed what we were reading
         return restore(workdir, abstract_state, step)
@@ -220,7 +220,13 @@ def restore(workdir: Path, abstract_state: Any, step: int | None = None) -> Trai
     raise UserError(f"the checkpoint of step {step} in {directory(workdir)} is damaged: {damaged[0].damage}")
 
 
-def _read(path: Path, abstract_state: Any) -> TrainState:
+def read_state(workdir: Path, step: int, abstract_state: Any) -> TrainState:
+    """Read a checkpoint that was verified before; see restore().
+
+    Raises:
+      UserError: it is of another network.
+    """
+    path = directory(workdir) / str(step)
     stacked = is_stacked(abstract_state)
     wanted = abstract_state
     if stacked:

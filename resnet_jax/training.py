@@ -23,7 +23,7 @@ from resnet_jax.logs import RunLog, SilentLog
 from resnet_jax.metrics import Metrics
 from resnet_jax.optim import note_validation_error
 from resnet_jax.reports import Reports
-from resnet_jax.restore import recover, restore, was_evaluated
+from resnet_jax.restore import read_state, recover, was_evaluated
 from resnet_jax.stop_signal import StopSignal
 from resnet_jax.train_state import TrainState
 from resnet_jax.trained import Trained, adopt_weights, check_same_network, load
@@ -97,7 +97,7 @@ def _train_together(config: Config) -> Metrics:
         if last is not None:
             if last:
                 log.say(f"{workdir}: going on after step {last}")
-            state = restore(workdir, run.experiment.abstract_state(), last)
+            state = read_state(workdir, last, run.experiment.abstract_state())  # recover() has verified it
         else:
             state = run.experiment.initial_state()
             if config.run.init_from:
