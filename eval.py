@@ -5,9 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_jax.command_line import ArgumentParser, run_command
-from resnet_jax.errors import UserError
-from resnet_jax.printable import printable
+from resnet_jax.cli.arguments import ArgumentParser, run_command
+from resnet_jax.errors import UserError, printable
 
 
 def make_parser() -> ArgumentParser:
@@ -42,10 +41,10 @@ def main(args: Sequence[str]) -> int:
     predictions: Path | None = options.save_predictions
     if predictions and not predictions.parent.is_dir():
         raise UserError(f"--save-predictions: there is no folder {predictions.parent}")
-    from resnet_jax import runtime  # here, so that --help and mistakes answer at once
     from resnet_jax.evaluate import evaluate, record
+    from resnet_jax.parallel.devices import configure
 
-    runtime.configure()
+    configure()
     evaluation = evaluate(
         options.workdirs,
         protocol=options.protocol,

@@ -18,7 +18,7 @@ from benchmarks.driver import OUT_OF_TIME, ROUND_SECONDS, run_case, seconds_to_m
 from benchmarks.end_to_end import run_starts, run_train_py
 from benchmarks.process import ROOT
 from benchmarks.report import render
-from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.cli.arguments import ArgumentParser, run_command
 from resnet_jax.errors import UserError
 
 _MINUTES = {"cpu": 25.0, "gpu": 9.0}

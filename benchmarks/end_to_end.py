@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.cases import Case
 from benchmarks.driver import OUT_OF_TIME
 from benchmarks.process import ROOT, Worker, WorkerError, environment
-from resnet_jax.data.cifar10 import BINARY, RECORD_BYTES, RECORDS_PER_FILE
+from resnet_jax.data.sources.cifar10 import BINARY, RECORD_BYTES, RECORDS_PER_FILE
 
 # Of train.py. On a GPU it logs, evaluates and saves as often as by default.
 _OPTIONS = {"cpu": {"steps": 60, "log-every": 10}, "gpu": {"steps": 10_000}}

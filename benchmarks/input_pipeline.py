@@ -23,16 +23,17 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe
-from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.cli.arguments import ArgumentParser, run_command
 from resnet_jax.data.decode import decode, decode_window, open_image
-from resnet_jax.data.encoded import EncodedImages, Subset
-from resnet_jax.data.image_folder import list_train
-from resnet_jax.data.pack import PackOptions, pack
-from resnet_jax.data.packed import load_packed
-from resnet_jax.data.stream import training_batches
-from resnet_jax.data.windows import scale_window
+from resnet_jax.data.types import EncodedImages
+from resnet_jax.data.splits import Subset
+from resnet_jax.data.sources.image_folder import list_train
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.sources.packed import load_packed
+from resnet_jax.data.streamed import training_batches
+from resnet_jax.data.augment import scale_window
 from resnet_jax.errors import UserError
-from resnet_jax.runtime import cores
+from resnet_jax.parallel.devices import cores
 
 _SIZE, _SHORTER_SIDE = 224, (256, 480)  # Sec. 3.4
 _LONG = 1_000_000  # images of an epoch, end to end

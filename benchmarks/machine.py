@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
     """Return names and numbers; "platform" is "gpu" where JAX finds one, else "cpu"."""
     import jax
 
-    from resnet_jax.runtime import cores, processor
+    from resnet_jax.parallel.devices import cores, processor
 
     device = jax.devices()[0]
     return {

@@ -13,13 +13,13 @@ from benchmarks import roofline
 from benchmarks.cases import Case
 from benchmarks.jax_device import peak_device_bytes
 from benchmarks.peer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Prepared
-from resnet_jax import runtime
+from resnet_jax.parallel import devices as runtime
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.experiment import Experiment
 from resnet_jax.feeds import ResidentFeed
-from resnet_jax.workdir import Inputs
+from resnet_jax.data.types import Inputs
 
 _CIFAR_IMAGES = 50_000  # as in training: the order of an epoch is drawn over so many
 

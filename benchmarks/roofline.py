@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks.cases import Case
 from resnet_jax import create_model
-from resnet_jax.analysis.summary import Summary, summarize
+from resnet_jax.paper.analysis.summary import Summary, summarize
 
 _COPY_BYTES = 2**30
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

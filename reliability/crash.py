@@ -30,9 +30,9 @@ import jax
 import numpy as np
 
 from resnet_jax.experiment import Experiment
-from resnet_jax.logs import read_records
-from resnet_jax.restore import restore, saved_steps, unfinished, verify
-from resnet_jax.workdir import load_config, load_inputs
+from resnet_jax.run.records import read_records
+from resnet_jax.run.checkpoint import restore, saved_steps, unfinished, verify
+from resnet_jax.run.workdir import load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
 SAVE_EVERY = 20

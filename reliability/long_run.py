@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from reliability.usage import Sample, look
-from resnet_jax.command_line import ArgumentParser, run_command
+from resnet_jax.cli.arguments import ArgumentParser, run_command
 from resnet_jax.errors import CommandError, UserError
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,6 @@ directory keeps the result as JSON, and reading that runs no code.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -18,13 +17,13 @@ from typing import Annotated, Any, Literal
 import typeguard
 import tyro
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.files import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    family: Literal["cifar", "imagenet", "vgg"] = "cifar"
+    family: str = "cifar"
     """cifar: the networks of Sec. 4.2; imagenet: those of Table 1; vgg: VGG-16 and VGG-19."""
     depth: int = 20
     """Weighted layers. cifar: 6n+2, as in 20, 32, 44, 56, 110, 1202; imagenet: 18, 34, 50, 101, 152; vgg: 16, 19."""
@@ -99,7 +98,7 @@ class DataConfig:
 class OptimConfig:
     learning_rate: float = 0.1
     """Rate until the first boundary."""
-    schedule: Literal["steps", "plateau", "cosine"] = "steps"
+    schedule: str = "steps"
     """steps: divide the rate by 10 at the boundaries; plateau: when the validation error no longer falls (needs
     --data.validation-size); cosine: half a period of a cosine, to 0 at the last step."""
     boundaries: tuple[int, ...] = (32_000, 48_000)
@@ -177,6 +176,11 @@ class Config:
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
     hosts: HostsConfig = HostsConfig()
+
+    @property
+    def bn_group_size(self) -> int | None:
+        """Images that share BN statistics in training; None where there are no such groups."""
+        return None if self.model.family == "vgg" or self.model.frozen_bn else self.model.bn_group_size
 
 
 _ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS  # not only the first one
@@ -272,7 +276,7 @@ def _check_hosts(hosts: HostsConfig) -> None:
 
 def _check_batch(config: Config) -> None:
     """Check that the batch divides into parts, and each of them into BN groups."""
-    batch, parts, group = config.data.batch_size, config.optim.accumulation_steps, config.model.bn_group_size
+    batch, parts, group = config.data.batch_size, config.optim.accumulation_steps, config.bn_group_size
     if batch % parts:
         raise UserError(
             f"a batch of {batch} (--data.batch-size) does not divide into {parts} parts (--optim.accumulation-steps)"
@@ -367,9 +371,3 @@ def field_names() -> list[str]:
     defaults = Config()
     groups = [(group.name, getattr(defaults, group.name)) for group in dataclasses.fields(Config)]
     return [f"{name}.{field.name}" for name, group in groups for field in dataclasses.fields(group)]
-
-
-def did_you_mean(word: str, known: typing.Collection[str]) -> str:
-    """Return "; did you mean NAME?" for the nearest known name, or nothing."""
-    nearest = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -12,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax import runtime
 from resnet_jax.data import LabelledImages, load_test_images
+from resnet_jax.data.inputs import check_classes
+from resnet_jax.data.views import Protocol, ProtocolName, make_protocol
 from resnet_jax.errors import DivergedError, UserError
-from resnet_jax.files import append_line, read_records, replacing
-from resnet_jax.logs import environment
-from resnet_jax.predict import predict
-from resnet_jax.records import is_evaluation
-from resnet_jax.trained import Trained, load
-from resnet_jax.views import Protocol, ProtocolName, make_protocol
-from resnet_jax.workdir import check_classes, load_config
+from resnet_jax.files import append_line, atomic_write, read_json_lines
+from resnet_jax.inference.load import Trained, load
+from resnet_jax.inference.predict import predict
+from resnet_jax.metrics import wrong_images
+from resnet_jax.parallel.devices import environment
+from resnet_jax.run.records import is_evaluation
+from resnet_jax.run.workdir import load_config
 
 RECORDS = "evaluations.jsonl"
+_RECORDED = {"error": "top1_error"}  # what it is called there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +66,25 @@ class Evaluation:
         """Images."""
         return len(self.test)
 
+    @functools.cached_property
+    def wrong(self) -> dict[str, np.ndarray]:
+        """Which images are wrong by each of metrics.ERRORS, [N] bool."""
+        return wrong_images(self.probabilities, self.test.labels, np)
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Wrongly classified images by each of metrics.ERRORS, in %."""
+        return {name: 100 * float(np.mean(wrong)) for name, wrong in self.wrong.items()}
+
     @property
     def top1_error(self) -> float:
         """Images whose class is not the most probable one, in %."""
-        return 100 * float(np.mean(self._wrong))
+        return self.errors["error"]
 
     @property
     def top5_error(self) -> float:
         """Images whose class is not among the five most probable ones, in %."""
-        of_class = np.take_along_axis(self.probabilities, self.test.labels[:, None], axis=1)
-        before = self.probabilities > of_class
-        # Of equally probable classes the first counts as the more probable one, as in argmax.
-        before |= (self.probabilities == of_class) & (np.arange(before.shape[1]) < self.test.labels[:, None])
-        return 100 * float(np.mean(before.sum(1) >= 5))
+        return self.errors["top5_error"]
 
     @property
     def loss(self) -> float:
@@ -87,13 +96,9 @@ class Evaluation:
     def class_errors(self) -> np.ndarray:
         """Wrongly classified images of each class in % [num_classes]; NaN for a class without images."""
         classes = self.probabilities.shape[1]
-        wrong = np.bincount(self.test.labels, self._wrong, classes)
+        wrong = np.bincount(self.test.labels, self.wrong["error"], classes)
         with np.errstate(invalid="ignore"):
             return 100 * wrong / np.bincount(self.test.labels, minlength=classes)
-
-    @property
-    def _wrong(self) -> np.ndarray:
-        return self.probabilities.argmax(1) != self.test.labels
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: errors in %, loss in nats; a class without images has error None."""
@@ -114,8 +119,7 @@ class Evaluation:
             "members": members,
             "data": self.test.name,
             "count": self.count,
-            "top1_error": self.top1_error,
-            "top5_error": self.top5_error,
+            **{_RECORDED.get(name, name): error for name, error in self.errors.items()},
             "loss": self.loss,
         }
 
@@ -125,7 +129,7 @@ class Evaluation:
         Raises:
           UserError: it cannot be written.
         """
-        with replacing(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(
                 file,
                 ids=np.array(self.test.ids),
@@ -162,7 +166,6 @@ def evaluate(
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
     folders = [Path(workdir) for workdir in workdirs]
     configs = [load_config(folder) for folder in folders]  # first: it tells a mistake at once
-    runtime.configure(configs[0])
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
@@ -214,4 +217,4 @@ def _no_link(path: str, flags: int) -> int:
 
 def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
     """Return what record() has written, in order; what is damaged is left out."""
-    return [found for found in read_records(workdir / RECORDS) if is_evaluation(found)]
+    return [found for found in read_json_lines(workdir / RECORDS) if is_evaluation(found)]

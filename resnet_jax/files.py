@@ -16,7 +16,7 @@ _MOST_BYTES = 1 << 26  # the manifest of packed images, the largest, has some hu
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield another path to write to, which then becomes `path`: a reader never sees half a file.
 
     Raises:
@@ -51,7 +51,7 @@ def append_line(file: io.FileIO, line: str) -> None:
         raise
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the JSON objects of a file, one a line, in order; none if there is no such file.
 
     Lines that a crash has cut short or filled with zeros, and whatever else is no JSON object, are left out.

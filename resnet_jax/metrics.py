@@ -1,14 +1,64 @@
-"""Loss and error as sums and counts; they become means only when they are printed."""
+"""Loss and errors as sums and counts; they become means only when they are printed.
+
+A further error rate is one entry of ERRORS: training, evaluation, logs and reports take it from there.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+AnyArray = jax.Array | np.ndarray
+
+
+class ErrorRate(NamedTuple):
+    """Which images count as wrongly classified.
+
+    Attributes:
+      label: what logs and reports call it.
+      is_wrong: is_wrong(scores [N, K], labels [N], numpy or jax.numpy) -> [N] bool.
+      least_classes: with fewer it says little and is not shown.
+    """
+
+    label: str
+    is_wrong: Callable[[Any, Any, ModuleType], Any]
+    least_classes: int = 0
+
+
+def _classes_before(scores: Any, labels: Any, xp: ModuleType) -> Any:
+    """Count the classes before the right one: of equal scores the first counts as the larger one, as in argmax."""
+    of_class = xp.take_along_axis(scores, labels[:, None], axis=-1)
+    before = (scores > of_class) | ((scores == of_class) & (xp.arange(scores.shape[-1]) < labels[:, None]))
+    return before.sum(-1)
+
+
+ERRORS = {
+    "error": ErrorRate("error", lambda scores, labels, xp: scores.argmax(-1) != labels),
+    "top5_error": ErrorRate("top-5", lambda scores, labels, xp: _classes_before(scores, labels, xp) >= 5, 11),
+}
+
+
+def shown_errors(num_classes: int) -> dict[str, ErrorRate]:
+    """Return those of ERRORS that say something about so many classes."""
+    return {name: error for name, error in ERRORS.items() if num_classes >= error.least_classes}
+
+
+def wrong_images(scores: Any, labels: Any, xp: ModuleType = jnp) -> dict[str, Any]:
+    """Tell by each of ERRORS which images are wrong: [N] bool.
+
+    Args:
+      scores: [N, num_classes], logits or probabilities.
+      labels: [N] whole numbers.
+      xp: jax.numpy or numpy.
+    """
+    return {name: error.is_wrong(scores, labels, xp) for name, error in ERRORS.items()}
 
 
 @flax.struct.dataclass
@@ -17,43 +67,56 @@ class Metrics:
 
     Attributes:
       loss: summed cross-entropy, in nats.
-      errors: wrongly classified images.
-      top5_errors: images whose class is not among the five with the largest logits.
+      wrong: wrongly classified images by each of ERRORS: "error", "top5_error".
       count: images.
     """
 
-    loss: Any
-    errors: Any
-    top5_errors: Any
-    count: Any
+    loss: AnyArray
+    wrong: dict[str, AnyArray]
+    count: AnyArray
+
+    @staticmethod
+    def zeros(num_classes: int) -> Metrics:
+        """Return sums of nothing."""
+        zero = np.zeros(num_classes, np.float32)
+        return Metrics(zero, dict.fromkeys(ERRORS, zero), zero)
 
     def __add__(self, other: Metrics) -> Metrics:
         return jax.tree.map(lambda a, b: a + b, self, other)
 
     @property
     def images(self) -> int:
-        return int(np.sum(self.count))
+        return int(_total(self.count))
 
     @property
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats."""
-        return float(np.sum(np.asarray(self.loss, np.float64)) / self.images)
+        return _total(self.loss) / self.images
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Wrongly classified images by each of ERRORS, in %."""
+        return {name: 100 * _total(wrong) / self.images for name, wrong in self.wrong.items()}
 
     @property
     def top1_error(self) -> float:
-        """Wrongly classified images in %."""
-        return float(100 * np.sum(np.asarray(self.errors, np.float64)) / self.images)
+        """Images whose class has not the largest logit, in %."""
+        return self.errors["error"]
 
     @property
     def top5_error(self) -> float:
         """Images whose class is not among the five with the largest logits, in %."""
-        return float(100 * np.sum(np.asarray(self.top5_errors, np.float64)) / self.images)
+        return self.errors["top5_error"]
 
     @property
     def class_errors(self) -> np.ndarray:
         """Wrongly classified images of each class in % [num_classes]; NaN for a class without images."""
         with np.errstate(invalid="ignore"):
-            return 100 * np.asarray(self.errors, np.float64) / np.asarray(self.count, np.float64)
+            return 100 * np.asarray(self.wrong["error"], np.float64) / np.asarray(self.count, np.float64)
+
+
+def _total(sums: AnyArray) -> float:
+    return float(np.sum(np.asarray(sums, np.float64)))
 
 
 def compute_metrics(logits: jax.Array, losses: jax.Array, labels: jax.Array, mask: jax.Array) -> Metrics:
@@ -68,15 +131,44 @@ def compute_metrics(logits: jax.Array, losses: jax.Array, labels: jax.Array, mas
     chex.assert_equal_shape([losses, labels, mask])  # [N] each; [N, 1] would broadcast silently
     chex.assert_shape(logits, (len(labels), None))
     member = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]  # [N, num_classes]
-    wrong = (logits.argmax(-1) != labels).astype(jnp.float32)
-    of_class = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # Of equal logits the first counts as the larger one, as in argmax.
-    before = (logits > of_class) | ((logits == of_class) & (jnp.arange(logits.shape[-1]) < labels[:, None]))
-    wrong5 = (before.sum(-1) >= 5).astype(jnp.float32)
-    # A sum, not a matrix product: TPUs and GPUs would round the losses to bfloat16 or TF32.
-    return Metrics(
-        loss=jnp.where(member > 0, losses[:, None], 0.0).sum(0),
-        errors=(member * wrong[:, None]).sum(0),
-        top5_errors=(member * wrong5[:, None]).sum(0),
-        count=member.sum(0),
-    )
+    # Sums, not matrix products: TPUs and GPUs would round the losses to bfloat16 or TF32.
+    wrong = {
+        name: (member * of_image.astype(jnp.float32)[:, None]).sum(0)
+        for name, of_image in wrong_images(logits, labels).items()
+    }
+    return Metrics(loss=jnp.where(member > 0, losses[:, None], 0.0).sum(0), wrong=wrong, count=member.sum(0))
+
+
+@flax.struct.dataclass
+class StepMetrics:
+    """What one training step reports; float32 scalars, or [steps] for several.
+
+    Attributes:
+      metrics: sums over the batch and all classes, in training mode, before the update.
+      learning_rate: of the update.
+      gradient_norm: L2 norm of the gradient of the loss, without weight decay.
+      skipped: images that could not be read and were replaced by others.
+    """
+
+    metrics: Metrics
+    learning_rate: AnyArray
+    gradient_norm: AnyArray
+    skipped: AnyArray
+
+    @property
+    def finite(self) -> jax.Array:
+        """Whether loss and gradient are finite."""
+        return jnp.isfinite(self.metrics.loss) & jnp.isfinite(self.gradient_norm)
+
+
+@flax.struct.dataclass
+class StepsReport:
+    """What a dispatch of training steps reports.
+
+    Attributes:
+      steps: how many were made: fewer than asked for if the last of them was not finite. int32 scalar.
+      history: one entry a step, [most_steps]; those beyond `steps` are zero.
+    """
+
+    steps: AnyArray
+    history: StepMetrics

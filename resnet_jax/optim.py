@@ -1,9 +1,12 @@
-"""The paper's SGD and its learning-rate schedules (Sec. 3.4, 4.2) as optax transformations."""
+"""The paper's SGD and its learning-rate schedules (Sec. 3.4, 4.2) as optax transformations.
+
+A further schedule is one function and one entry of SCHEDULES.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +14,9 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 from optax.contrib import ReduceLROnPlateauState
+
+from resnet_jax.config import OptimConfig
+from resnet_jax.errors import UserError, did_you_mean
 
 WeightDecayOn = Literal["all", "kernels"]
 Momentum = Literal["caffe", "torch"]
@@ -62,6 +68,92 @@ def cosine_schedule(
         raise ValueError(f"the warm-up must be shorter than all {steps} steps; got {warmup_steps}")
     cosine = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
     return cosine if warm_up is None else optax.join_schedules([warm_up, cosine], [warmup_steps])
+
+
+def _warm_up(config: OptimConfig) -> dict[str, Any]:
+    """Return the warm-ups that are schedules of so many steps, as arguments of the functions above."""
+    schedules = {
+        "steps": optax.constant_schedule(config.warmup_learning_rate),
+        "linear": optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
+    }
+    if config.warmup not in schedules:
+        return {}
+    return {"warm_up": schedules[config.warmup], "warmup_steps": config.warmup_steps}
+
+
+# By the name in a configuration: (config, steps in all) -> schedule.
+SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {
+    "steps": lambda config, _: step_schedule(config.learning_rate, config.boundaries, **_warm_up(config)),
+    # Constant; reduce_on_plateau() multiplies it.
+    "plateau": lambda config, _: step_schedule(config.learning_rate, (), **_warm_up(config)),
+    "cosine": lambda config, steps: cosine_schedule(config.learning_rate, steps, **_warm_up(config)),
+}
+
+
+def build_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Build the schedule for so many training steps.
+
+    Raises:
+      UserError: an unknown schedule, boundaries that do not increase, or a warm-up that leaves no step.
+    """
+    if config.schedule not in SCHEDULES:
+        hint = did_you_mean(config.schedule, SCHEDULES)
+        raise UserError(f"--optim.schedule {config.schedule}: choose {', '.join(SCHEDULES)}{hint}")
+    try:
+        return SCHEDULES[config.schedule](config, steps)
+    except ValueError as error:
+        option = "--optim.boundaries" if config.schedule == "steps" else "--optim.warmup-steps"
+        raise UserError(f"{option}: {error}") from error
+
+
+def build_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, trainable: Callable[[Any], Any] | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Build SGD by a schedule, with the warm-up and the plateaus that depend on errors.
+
+    Args:
+      config: of the optimizer.
+      schedule: of build_schedule().
+      trainable: trainable(params) is a tree of bools; what is False stays as it is. None: all are trained.
+    """
+    factors = []
+    if config.warmup == "error":
+        factors.append(warm_up_until_error(config.warmup_error, config.warmup_learning_rate / config.learning_rate))
+    if config.schedule == "plateau":
+        factors.append(reduce_on_plateau(config.plateau_patience))
+    optimizer = sgd(
+        schedule,
+        momentum=config.momentum,
+        momentum_style=config.momentum_style,
+        weight_decay=config.weight_decay,
+        weight_decay_on=config.weight_decay_on,
+        factors=factors,
+    )
+    return optimizer if trainable is None else freeze(optimizer, trainable)
+
+
+def freeze(
+    optimizer: optax.GradientTransformationExtraArgs, trainable: Callable[[Any], Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Keep an optimizer from changing some parameters: they get neither gradient nor decay nor momentum.
+
+    The state is the optimizer's own, so that checkpoints do not depend on what is frozen.
+
+    Args:
+      optimizer: for all parameters.
+      trainable: trainable(params) is a tree of bools; what is False stays as it is.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        mask = trainable(params)
+
+        def masked(tree: Any) -> Any:
+            return jax.tree.map(lambda keep, leaf: leaf if keep else jnp.zeros_like(leaf), mask, tree)
+
+        updates, state = optimizer.update(masked(updates), state, masked(params), **extra)
+        return masked(updates), state  # a velocity from before it was frozen runs out without an effect
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 class WarmUpState(NamedTuple):

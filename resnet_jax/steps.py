@@ -2,131 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from chex import ArrayTree
 
-from resnet_jax.data.pipeline import Batch, DeviceSplit, Sampler, TakeBatch
-from resnet_jax.metrics import Metrics, compute_metrics
+from resnet_jax.data.resident import DeviceSplit, Sampler
+from resnet_jax.data.types import Batch, HostBatch
+from resnet_jax.metrics import Metrics, StepMetrics, StepsReport, compute_metrics
 from resnet_jax.models import Model
 from resnet_jax.optim import current_learning_rate
-from resnet_jax.train_state import TrainState
 
 
 @flax.struct.dataclass
-class StepMetrics:
-    """What one training step reports; float32 scalars, or [steps] for several.
+class TrainState:
+    """The state after `step` steps: everything that a training step changes.
 
     Attributes:
-      metrics: sums over the batch and all classes, in training mode, before the update.
-      learning_rate: of the update.
-      gradient_norm: L2 norm of the gradient of the loss, without weight decay.
-      skipped: images that could not be read and were replaced by others.
+      step: int32 scalar.
+      params: parameters of the model, float32.
+      batch_stats: running statistics of BN, float32; empty for VGG.
+      opt_state: state of the optimizer.
     """
 
-    metrics: Metrics
-    learning_rate: Any
-    gradient_norm: Any
-    skipped: Any
-
-    @property
-    def finite(self) -> Any:
-        """Whether loss and gradient are finite."""
-        return jnp.isfinite(self.metrics.loss) & jnp.isfinite(self.gradient_norm)
+    step: jax.Array
+    params: ArrayTree
+    batch_stats: ArrayTree
+    opt_state: ArrayTree
 
 
-@flax.struct.dataclass
-class StepsReport:
-    """What a dispatch of training steps reports.
-
-    Attributes:
-      steps: how many were made: fewer than asked for if the last of them was not finite. int32 scalar.
-      history: one entry a step, [most_steps]; those beyond `steps` are zero.
-    """
-
-    steps: Any
-    history: StepMetrics
-
-
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-TrainSteps = Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, StepsReport]]
-EvalStep = Callable[[TrainState, Batch], Metrics]
-AddEvaluation = Callable[[Metrics, TrainState, DeviceSplit, jax.Array], Metrics]
-
-
-def make_train_step(
-    model: Model,
-    optimizer: optax.GradientTransformationExtraArgs,
-    schedule: optax.Schedule,
-    dropout_key: jax.Array,
-    *,
-    label_smoothing: float = 0.0,
-    accumulation_steps: int = 1,
-) -> TrainStep:
-    """Return train_step(state, batch) -> (state, StepMetrics).
-
-    Args:
-      model: the network.
-      optimizer: see optim.sgd().
-      schedule: the optimizer's; only for the report.
-      dropout_key: random key, from which that of each step is derived.
-      label_smoothing: share of the target probability that is spread over all classes; the loss in the report is the
-        one that is minimized.
-      accumulation_steps: parts that the batch is computed in, one after the other. Each has whole BN groups, begins
-        with the same running statistics and counts the same: but for rounding and dropout, their number does not
-        matter. Without BN groups (None) each part has statistics of its own.
-    """
-
-    def compute(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
-        """Return the gradient of the mean loss, sums over the batch, and the new running statistics."""
-
-        def mean_loss(params: Any) -> Any:
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            rngs = {"dropout": key}
-            logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
-            losses = cross_entropy(logits, batch.labels, label_smoothing)
-            return losses.mean(), (logits, losses, updates.get("batch_stats", {}))  # VGG has none
-
-        grads, (logits, losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
-        metrics = jax.tree.map(jnp.sum, compute_metrics(logits, losses, batch.labels, batch.mask))
-        return grads, metrics, batch_stats
-
-    def compute_in_parts(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Metrics, Any]:
-        """Do the same in several parts; BN moves by their mean change, which is exactly none if it is frozen."""
-
-        def add(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            number, part = numbered
-            grads, metrics, batch_stats = compute(state, part, jax.random.fold_in(key, number))
-            changes = jax.tree.map(jnp.subtract, batch_stats, state.batch_stats)
-            return jax.tree.map(jnp.add, total, (grads, metrics, changes)), None
-
-        parts = split_batch(batch, accumulation_steps, getattr(model, "bn_group_size", None) or 1)
-        first = jax.tree.map(lambda leaves: leaves[0], parts)
-        zero = _zeros(jax.eval_shape(compute, state, first, key))
-        (grads, metrics, changes), _ = jax.lax.scan(add, zero, (jnp.arange(accumulation_steps), parts))
-        grads = jax.tree.map(lambda total: total / accumulation_steps, grads)
-        batch_stats = jax.tree.map(lambda old, total: old + total / accumulation_steps, state.batch_stats, changes)
-        return grads, metrics, batch_stats
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(dropout_key, state.step)
-        grads, metrics, batch_stats = (compute if accumulation_steps == 1 else compute_in_parts)(state, batch, key)
-        error = 100 * metrics.errors / metrics.count
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, error=error)
-        report = StepMetrics(
-            metrics=metrics,
-            learning_rate=current_learning_rate(schedule, state.step, opt_state),
-            gradient_norm=optax.tree.norm(grads),
-            skipped=jnp.float32(0),
-        )
-        state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state)
-        return state, report
-
-    return train_step
+def create_train_state(optimizer: optax.GradientTransformation, variables: Any) -> TrainState:
+    """Return the state before the first step, for the initial variables of a model."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(variables["params"]),
+    )
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -139,6 +57,81 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
+
+
+class Computed(NamedTuple):
+    """What a batch says, before the update.
+
+    Attributes:
+      grads: gradient of the mean loss.
+      metrics: sums over the batch and all classes.
+      batch_stats: the new running statistics.
+    """
+
+    grads: ArrayTree
+    metrics: Metrics
+    batch_stats: ArrayTree
+
+
+def loss_fn(
+    params: ArrayTree,
+    batch_stats: ArrayTree,
+    batch: Batch,
+    dropout_key: jax.Array,
+    *,
+    model: Model,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, tuple[Metrics, ArrayTree]]:
+    """Return the mean loss of a batch, and beside it the sums over the batch and the new running statistics."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    rngs = {"dropout": dropout_key}
+    logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
+    losses = cross_entropy(logits, batch.labels, label_smoothing)  # [N]
+    metrics = jax.tree.map(jnp.sum, compute_metrics(logits, losses, batch.labels, batch.mask))
+    return losses.mean(), (metrics, updates.get("batch_stats", {}))  # VGG has none
+
+
+def compute_gradients(
+    state: TrainState, batch: Batch, dropout_key: jax.Array, *, model: Model, label_smoothing: float = 0.0
+) -> Computed:
+    """Differentiate the mean loss of a batch."""
+    loss = partial(loss_fn, model=model, label_smoothing=label_smoothing)
+    grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, state.batch_stats, batch, dropout_key)
+    return Computed(grads, metrics, batch_stats)
+
+
+ComputeGradients = Callable[[TrainState, Batch, jax.Array], Computed]
+
+
+def accumulate(compute: ComputeGradients, parts: int, group_size: int) -> ComputeGradients:
+    """Return what computes a batch in parts, one after the other, to save memory.
+
+    Each part has whole BN groups, begins with the same running statistics and counts the same: but for rounding and
+    dropout, their number does not matter. BN moves by the mean change of the parts, which is exactly none if it is
+    frozen.
+
+    Args:
+      compute: for a part.
+      parts: how many.
+      group_size: images of a BN group, or 1.
+    """
+
+    def compute_in_parts(state: TrainState, batch: Batch, dropout_key: jax.Array) -> Computed:
+        def add(total: Computed, numbered: tuple[jax.Array, Batch]) -> tuple[Computed, None]:
+            number, part = numbered
+            computed = compute(state, part, jax.random.fold_in(dropout_key, number))
+            changes = jax.tree.map(jnp.subtract, computed.batch_stats, state.batch_stats)
+            return jax.tree.map(jnp.add, total, computed._replace(batch_stats=changes)), None
+
+        batches = split_batch(batch, parts, group_size)
+        first = jax.tree.map(lambda leaves: leaves[0], batches)
+        zero = _zeros(jax.eval_shape(compute, state, first, dropout_key))
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), batches))
+        grads = jax.tree.map(lambda leaf: leaf / parts, total.grads)
+        batch_stats = jax.tree.map(lambda old, leaf: old + leaf / parts, state.batch_stats, total.batch_stats)
+        return Computed(grads, total.metrics, batch_stats)
+
+    return compute_in_parts
 
 
 def split_batch(batch: Batch, parts: int, group_size: int) -> Batch:
@@ -155,7 +148,82 @@ def split_batch(batch: Batch, parts: int, group_size: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
-def make_train_steps(train_step: TrainStep, sampler: Sampler) -> TrainSteps:
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    compute: ComputeGradients,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    dropout_key: jax.Array,
+) -> tuple[TrainState, StepMetrics]:
+    """Make one step of SGD.
+
+    Args:
+      state: before the step.
+      batch: normalized and augmented.
+      compute: the gradients; see compute_gradients() and accumulate().
+      optimizer: see optim.sgd().
+      schedule: the optimizer's; only for the report.
+      dropout_key: random key, from which that of each step is derived.
+    """
+    grads, metrics, batch_stats = compute(state, batch, jax.random.fold_in(dropout_key, state.step))
+    error = 100 * metrics.wrong["error"] / metrics.count
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, error=error)
+    params = optax.apply_updates(state.params, updates)
+    report = StepMetrics(
+        metrics=metrics,
+        learning_rate=current_learning_rate(schedule, state.step, opt_state),
+        gradient_norm=optax.tree.norm(grads),
+        skipped=jnp.float32(0),
+    )
+    return TrainState(state.step + 1, params, batch_stats, opt_state), report
+
+
+def eval_step(state: TrainState, batch: Batch, *, model: Model) -> Metrics:
+    """Classify one batch by the running statistics; return sums by class."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits: Any = model.apply(variables, batch.images, train=False)
+    return compute_metrics(logits, cross_entropy(logits, batch.labels), batch.labels, batch.mask)
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[TrainState, Batch], Metrics]
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformationExtraArgs,
+    schedule: optax.Schedule,
+    dropout_key: jax.Array,
+    *,
+    label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """Return train_step(state, batch) -> (state, StepMetrics).
+
+    Args:
+      model, optimizer, schedule, dropout_key: see train_step().
+      label_smoothing: share of the target probability that is spread over all classes; the loss in the report is the
+        one that is minimized.
+      accumulation_steps: parts that the batch is computed in; see accumulate(). Without BN groups (None) each part has
+        statistics of its own.
+    """
+    compute: ComputeGradients = partial(compute_gradients, model=model, label_smoothing=label_smoothing)
+    if accumulation_steps > 1:
+        compute = accumulate(compute, accumulation_steps, model.bn_group_size or 1)
+    return partial(train_step, compute=compute, optimizer=optimizer, schedule=schedule, dropout_key=dropout_key)
+
+
+def make_eval_step(model: Model) -> EvalStep:
+    """Return eval_step(state, batch) -> Metrics."""
+    return partial(eval_step, model=model)
+
+
+TrainSteps = Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, StepsReport]]
+
+
+def make_train_steps(step: TrainStep, sampler: Sampler) -> TrainSteps:
     """Return train_steps(state, split, count) -> (state, StepsReport): `count` steps as one loop on the device.
 
     The count is an argument of the compiled program: one program makes any number of steps, up to
@@ -167,25 +235,43 @@ def make_train_steps(train_step: TrainStep, sampler: Sampler) -> TrainSteps:
         count = jnp.minimum(count, sampler.most_steps)
         orders = sampler.prepare(state.step, count)
 
-        def step(state: TrainState) -> tuple[TrainState, StepMetrics]:
-            return train_step(state, sampler.sample(split, state.step, orders))
+        def next_step(state: TrainState) -> tuple[TrainState, StepMetrics]:
+            return step(state, sampler.sample(split, state.step, orders))
 
         def goes_on(carry: tuple[TrainState, StepsReport, jax.Array]) -> jax.Array:
             _, report, finite = carry
-            return (report.steps < count) & finite
+            return jnp.less(report.steps, count) & finite
 
         def body(carry: tuple[TrainState, StepsReport, jax.Array]) -> tuple[TrainState, StepsReport, jax.Array]:
             state, report, _ = carry
-            state, last = step(state)
+            state, last = next_step(state)
             history = jax.tree.map(lambda entries, entry: entries.at[report.steps].set(entry), report.history, last)
             return state, StepsReport(report.steps + 1, history), last.finite
 
-        history = _zeros(jax.eval_shape(step, state)[1], sampler.most_steps)
+        history = _zeros(jax.eval_shape(next_step, state)[1], sampler.most_steps)
         start = (state, StepsReport(jnp.int32(0), history), jnp.bool(True))
         state, report, _ = jax.lax.while_loop(goes_on, body, start)
         return state, report
 
     return train_steps
+
+
+def make_streamed_step(
+    step: TrainStep, to_batch: Callable[[HostBatch, jax.Array], Batch]
+) -> Callable[[TrainState, HostBatch], tuple[TrainState, StepsReport]]:
+    """Return streamed_step(state, host_batch) -> (state, StepsReport): one step on images that were read for it.
+
+    Args:
+      step: the training step.
+      to_batch: to_batch(host_batch, step), inside the jitted function.
+    """
+
+    def streamed_step(state: TrainState, host_batch: HostBatch) -> tuple[TrainState, StepsReport]:
+        state, report = step(state, to_batch(host_batch, state.step))
+        report = dataclasses.replace(report, skipped=jnp.sum(host_batch.broken >= 0).astype(jnp.float32))
+        return state, StepsReport(jnp.int32(1), jax.tree.map(lambda value: jnp.asarray(value)[None], report))
+
+    return streamed_step
 
 
 def finite_parts(state: TrainState) -> dict[str, jax.Array]:
@@ -205,27 +291,6 @@ def finite_parts(state: TrainState) -> dict[str, jax.Array]:
         "state of the optimizer": state.opt_state,
     }
     return {name: finite(tree) for name, tree in parts.items()}
-
-
-def make_eval_step(model: Model) -> EvalStep:
-    """Return eval_step(state, batch) -> Metrics, by the running statistics."""
-
-    def eval_step(state: TrainState, batch: Batch) -> Metrics:
-        variables = {"params": state.params, "batch_stats": state.batch_stats}
-        logits: Any = model.apply(variables, batch.images, train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return compute_metrics(logits, losses, batch.labels, batch.mask)
-
-    return eval_step
-
-
-def make_add_evaluation(eval_step: EvalStep, take_batch: TakeBatch) -> AddEvaluation:
-    """Return add(total, state, split, number) -> the Metrics `total` and those of batch `number` of the split."""
-
-    def add(total: Metrics, state: TrainState, split: DeviceSplit, number: jax.Array) -> Metrics:
-        return total + eval_step(state, take_batch(split, number))
-
-    return add
 
 
 def _zeros(abstract: Any, *leading: int) -> Any:

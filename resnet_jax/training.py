@@ -6,47 +6,60 @@ import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from resnet_jax import hosts, runtime
-from resnet_jax.analysis.curves import plot_curves
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import Config, HostsConfig
-from resnet_jax.errors import Interrupted, LostProcessError, StorageError, UserError
-from resnet_jax.experiment import Experiment, describe_inputs, load_data
-from resnet_jax.feeds import Feed, make_feed
-from resnet_jax.lock import lock
-from resnet_jax.logs import RunLog, SilentLog
-from resnet_jax.metrics import Metrics
-from resnet_jax.optim import note_validation_error
-from resnet_jax.reports import Reports
-from resnet_jax.restore import read_state, recover, was_evaluated
-from resnet_jax.stop_signal import StopSignal
-from resnet_jax.train_state import TrainState
-from resnet_jax.trained import Trained, adopt_weights, check_same_network, load
-from resnet_jax.workdir import check_classes, check_workdir, create_workdir, is_workdir, load_inputs
+from resnet_jax.config import Config, HostsConfig, RunConfig
+from resnet_jax.data.inputs import check_classes, describe_inputs, load_data
+from resnet_jax.data.resident import ResidentData
+from resnet_jax.data.streamed import StreamedData
+from resnet_jax.data.types import AnyDataset, Dataset, Inputs, TrainingData
+from resnet_jax.errors import (
+    BrokenDataError,
+    DivergedError,
+    Interrupted,
+    LostProcessError,
+    StorageError,
+    UserError,
+    reason,
+)
+from resnet_jax.inference.load import Trained, adopt_weights, check_same_network, load
+from resnet_jax.metrics import Metrics, StepsReport
+from resnet_jax.models import Model, build_model, check_bn_groups
+from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.stacking import init_variables
+from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
+from resnet_jax.parallel import hosts
+from resnet_jax.parallel.devices import description, make_shardings
+from resnet_jax.parallel.signals import StopSignal
+from resnet_jax.run.checkpoint import Checkpoints, mark_evaluated, read_state, recover, was_evaluated
+from resnet_jax.run.lock import lock
+from resnet_jax.run.logs import Log, open_log
+from resnet_jax.run.monitor import Monitor, NotFinite, next_event
+from resnet_jax.run.workdir import check_workdir, create_workdir, is_workdir, load_inputs
+from resnet_jax.steps import (
+    TrainState,
+    create_train_state,
+    finite_parts,
+    make_eval_step,
+    make_streamed_step,
+    make_train_step,
+    make_train_steps,
+)
 
 Results = dict[str, Metrics]  # of the held-out splits
-
-
-class _Run(NamedTuple):
-    """What a run is put together from, before anything is written."""
-
-    config: Config
-    workdir: Path
-    resumes: bool
-    experiment: Experiment
-    feed: Feed
-    trained: Trained | None
 
 
 def train(config: Config) -> Metrics:
     """Train, going on where the work directory stands, and return the metrics on the test images.
 
-    Several processes train one network together, each with the same configuration but for `hosts`.
+    Several processes train one network together, each with the same configuration but for `hosts`. On a CPU call
+    parallel.devices.configure(config) before anything is computed: it makes a device of each core.
 
     Raises:
       UserError: a mistake in the configuration, the data or the work directory; nothing was written.
@@ -56,7 +69,6 @@ def train(config: Config) -> Metrics:
       LostProcessError: another process has ended.
       Interrupted: SIGINT or SIGTERM; the run is saved.
     """
-    runtime.configure(config)
     hosts.connect(config.hosts)
     config = dataclasses.replace(config, hosts=HostsConfig())  # where its processes run is no part of a run
     try:
@@ -67,188 +79,301 @@ def train(config: Config) -> Metrics:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0]
         raise LostProcessError(
-            f"another process has ended, or cannot be reached ({reason}): run all of them again to go on after the last"
-            f" checkpoint in {config.run.workdir}"
+            f"another process has ended, or cannot be reached ({reason(error)}): run all of them again to go on after"
+            f" the last checkpoint in {config.run.workdir}"
         ) from error
+
+
+class Trainer:
+    """Network, optimizer and data of a configuration, and the jitted programs that run them on all devices.
+
+    Attributes:
+      config: the configuration.
+      inputs: what the network takes and gives.
+      model: the network.
+      train_step: (state, batch) -> (state, StepMetrics); pure, to be jitted.
+      eval_step: (state, batch) -> Metrics; pure, to be jitted.
+      data: batches of the data set.
+      replicated: how the state lies on the devices: whole on each.
+      by_image: how batches do: divided along their first axis.
+      train_program: the jitted training steps; compiled after begin().
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, dataset: AnyDataset):
+        """Build everything; nothing is computed or read yet.
+
+        Raises:
+          UserError: a value that does not fit the network, the devices or the images.
+        """
+        devices = jax.device_count()
+        if config.data.batch_size % devices:
+            raise UserError(
+                f"--data.batch-size {config.data.batch_size} does not divide over {devices} devices: choose a multiple"
+                f" of {devices}"
+            )
+        self.config, self.inputs = config, inputs
+        self.model: Model = for_this_backend(build_model(config.model, len(inputs.class_names)))
+        check_bn_groups(self.model, inputs.image_shape, config.data.batch_size // config.optim.accumulation_steps)
+        schedule = build_schedule(config.optim, config.run.steps)
+        self._optimizer = build_optimizer(config.optim, schedule, self.model.trainable)
+        key = jax.random.key(config.run.seed)
+        self._init_key, data_key = jax.random.split(key)
+        self.replicated, self.by_image = make_shardings()
+        self.train_step = make_train_step(
+            self.model,
+            self._optimizer,
+            schedule,
+            jax.random.fold_in(key, 2),
+            label_smoothing=config.optim.label_smoothing,
+            accumulation_steps=config.optim.accumulation_steps,
+        )
+        self.eval_step = make_eval_step(self.model)
+        self.data: TrainingData
+        steps: Callable[..., tuple[TrainState, StepsReport]]
+        if isinstance(dataset, Dataset):
+            resident = self.data = ResidentData(
+                dataset,
+                config.data,
+                inputs.preprocessing,
+                data_key,
+                most_steps=config.run.steps_per_dispatch or config.run.log_every,
+                replicated=self.replicated,
+                by_image=self.by_image,
+            )
+            steps = make_train_steps(self.train_step, resident.sampler)
+        else:
+            streamed = self.data = StreamedData(
+                dataset, config.data, inputs, data_key, seed=config.run.seed, by_image=self.by_image
+            )
+            steps = make_streamed_step(self.train_step, streamed.to_train_batch)
+        self.train_program: Any = jax.jit(steps, donate_argnums=0, out_shardings=self.replicated)
+
+        def add_evaluation(total: Metrics, state: TrainState, arrays: Any) -> Metrics:
+            return total + self.eval_step(state, self.data.to_eval_batch(arrays))
+
+        self._add_evaluation = jax.jit(add_evaluation, out_shardings=self.replicated)
+
+    def initial_state(self) -> TrainState:
+        """Initialize parameters and optimizer on the devices."""
+        variables = init_variables(self.model, self._init_key, self.inputs.image_shape)
+        create = partial(create_train_state, self._optimizer)
+        return jax.jit(create, out_shardings=self.replicated)(variables)
+
+    def abstract_state(self) -> TrainState:
+        """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
+
+        def create(key: jax.Array) -> TrainState:
+            images = jnp.zeros((1, *self.inputs.image_shape))
+            return create_train_state(self._optimizer, self.model.init(key, images, train=False))
+
+        shapes = jax.eval_shape(create, jax.random.key(0))
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
+
+    def begin(self, state: TrainState) -> None:
+        """Compile what train() needs, and go to the images of the next step of `state`."""
+        self.train_program = self.train_program.lower(state, *self.data.begin(int(state.step))).compile()
+
+    def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
+        """Make `count` steps in one dispatch, without waiting for them; the buffers of `state` are used up."""
+        return self.train_program(state, *self.data.train_arrays(count))
+
+    def evaluate(self, state: TrainState, split: str, stop: Callable[[], object] = lambda: False) -> Metrics | None:
+        """Evaluate every image of a held-out split once, single view; sums by class as NumPy arrays.
+
+        It is given up, and None returned, if stop() becomes true, which is asked before each batch.
+        """
+        total = jax.device_put(Metrics.zeros(len(self.inputs.class_names)), self.replicated)
+        with contextlib.closing(self.data.eval_arrays(split)) as batches:
+            for arrays in batches:
+                if stop():
+                    return None
+                before, total = total, self._add_evaluation(total, state, arrays)
+                jax.block_until_ready(before)  # so that a signal acts soon, and few batches wait for a slow device
+        return jax.device_get(total)
 
 
 def _train_together(config: Config) -> Metrics:
     """Train as one of the processes, in a work directory that no other run has."""
-    workdir = hosts.together(lambda: _check_workdir(config))
+    workdir = hosts.all_hosts(lambda: check_workdir(config))
     resumes = is_workdir(workdir)
     with contextlib.ExitStack() as stack:
         if resumes:  # before the data are read: a second run is refused at once
             hosts.on_first(lambda: stack.enter_context(lock(workdir)))
-        run = hosts.together(lambda: _prepare(config, workdir, resumes))
+        trainer, trained = hosts.all_hosts(lambda: _prepare(config, workdir, resumes))
         if not resumes:
-            hosts.on_first(lambda: create_workdir(workdir, config, run.experiment.inputs))
+            hosts.on_first(lambda: create_workdir(workdir, config, trainer.inputs))
             hosts.on_first(lambda: stack.enter_context(lock(workdir)))
         warnings: list[str] = []
         hosts.on_first(lambda: warnings.extend(recover(workdir)))
-        checkpoints, log = hosts.together(lambda: _open(run))
-        stack.enter_context(contextlib.closing(run.feed))
+        checkpoints, log = hosts.all_hosts(lambda: _open(config.run, workdir, trainer.inputs))
+        stack.enter_context(contextlib.closing(trainer.data))
         stop = stack.enter_context(StopSignal())
         stack.enter_context(log)
         for warning in warnings:
             log.warn(f"warning: {warning}")
         last = checkpoints.latest()
-        if last is not None:
+        if last is None:
+            state = trainer.initial_state()
+            if trained is not None:
+                new = {"params": state.params, "batch_stats": state.batch_stats}
+                state = dataclasses.replace(state, **adopt_weights(trained, new))
+        else:
             if last:
                 log.say(f"{workdir}: going on after step {last}")
-            state = read_state(workdir, last, run.experiment.abstract_state())  # recover() has verified it
-        else:
-            state = run.experiment.initial_state()
-            if config.run.init_from:
-                state = adopt_weights(run.trained or load(config.run.init_from), state)
-        return _train(run, state, checkpoints, log, stop)
+            state = read_state(workdir, last, trainer.abstract_state())  # recover() has verified it
+        agreed = hosts.AgreedStop(stop, trainer.by_image, trainer.replicated)
+        try:
+            return _train(trainer, state, workdir, checkpoints, log, agreed)
+        except (NotFinite, BrokenDataError) as error:
+            checkpoints.close()
+            if isinstance(error, NotFinite):
+                raise _diverged(error, checkpoints) from None
+            raise
 
 
-def _check_workdir(config: Config) -> Path:
-    """Return the work directory if the configuration may begin or go on there.
-
-    Raises:
-      UserError: it may not.
-    """
-    if not config.run.workdir:
-        raise UserError("--run.workdir is not set: name a folder for checkpoints and logs")
-    workdir = Path(config.run.workdir)
-    check_workdir(workdir, config)
-    return workdir
-
-
-def _prepare(config: Config, workdir: Path, resumes: bool) -> _Run:
-    """Load the data and build everything; nothing is written.
+def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Trained | None]:
+    """Load the data and build everything; nothing is written. Return also the network that a new run begins with.
 
     Raises:
       UserError: see train().
     """
     dataset = load_data(config)
-    trained = None
     if resumes:
         inputs = load_inputs(workdir)
         check_classes(inputs, dataset)
-    else:
-        if config.run.init_from:
-            trained = load(config.run.init_from)
-            check_same_network(trained, config)
-        inputs = describe_inputs(config, dataset, trained.config.inputs.preprocessing if trained else None)
-    experiment = Experiment(config, inputs)
-    return _Run(config, workdir, resumes, experiment, make_feed(experiment, dataset), trained)
+        return Trainer(config, inputs, dataset), None
+    trained = load(config.run.init_from) if config.run.init_from else None
+    if trained is not None:
+        check_same_network(trained, config)
+    inputs = describe_inputs(config, dataset, trained.config.inputs.preprocessing if trained else None)
+    return Trainer(config, inputs, dataset), trained
 
 
-def _open(run: _Run) -> tuple[Checkpoints, RunLog]:
+def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints, Log]:
     """Open checkpoints and logs of the work directory.
 
     Raises:
       UserError: it cannot be written, or is further than it should go.
     """
-    config = run.config.run
     try:
-        checkpoints = Checkpoints(run.workdir, keep=config.keep)
+        checkpoints = Checkpoints(workdir, keep=config.keep)
         start = checkpoints.latest() or 0
         if start > config.steps:
-            raise UserError(f"{run.workdir} is at step {start} already, beyond --run.steps {config.steps}")
-        if not hosts.is_first():
-            return checkpoints, SilentLog()
-        log = RunLog(
-            run.workdir,
+            raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.steps}")
+        log = open_log(
+            workdir,
             step=start,
             steps=config.steps,
-            top5=len(run.experiment.inputs.class_names) > 10,
-            evaluated=was_evaluated(run.workdir, start),
+            num_classes=len(inputs.class_names),
+            evaluated=was_evaluated(workdir, start),
             go_on_without=config.on_log_error == "continue",
         )
         return checkpoints, log
     except OSError as error:
-        raise UserError(f"cannot write the work directory {run.workdir}: {error}") from error
+        raise UserError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def _train(run: _Run, state: TrainState, checkpoints: Checkpoints, log: RunLog, stop: StopSignal) -> Metrics:
-    """Step, log, evaluate, save, from `state` on; return the last metrics on the test images."""
-    config, feed = run.config.run, run.feed
-    start = int(state.step)
-    evaluated = was_evaluated(run.workdir, start)
-    agreed = hosts.AgreedStop(stop, run.experiment.by_image, run.experiment.replicated)
-    if start == config.steps and evaluated:
-        metrics = feed.evaluate(state, "test", agreed.signum)
+def _train(
+    trainer: Trainer,
+    state: TrainState,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    log: Log,
+    stop: hosts.AgreedStop,
+) -> Metrics:
+    """Step, log, evaluate, save, from `state` on; return the last metrics on the test images.
+
+    Raises:
+      NotFinite: a number of the run.
+      BrokenDataError, StorageError, Interrupted: see train().
+    """
+    config, data = trainer.config.run, trainer.data
+    step = int(state.step)
+    evaluated = was_evaluated(workdir, step)
+    if step == config.steps and evaluated:
+        metrics = trainer.evaluate(state, "test", stop.signum)
         if metrics is None:
-            raise _interrupted(run, start, agreed)
+            raise _interrupted(workdir, step, stop)
         return metrics
 
     began = time.perf_counter()
-    feed.begin(state)
+    trainer.begin(state)
     compile_seconds = round(time.perf_counter() - began, 2)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    log.start(start, parameters=parameters, compile_seconds=compile_seconds, **runtime.description())
-    reports = Reports(start, run.config, feed, log, checkpoints)
+    log.start(step, parameters=parameters, compile_seconds=compile_seconds, **description())
+    monitor = Monitor(step, trainer.config, data, log)
     results: Results | None = None
     if not evaluated:  # a signal came before
-        state, results = _evaluate(run, state, start, reports, log, agreed)
+        state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
         if results is None:
-            raise _interrupted(run, start, agreed)
-    step = start
+            raise _interrupted(workdir, step, stop)
+        hosts.on_first(lambda: mark_evaluated(workdir, int(state.step)))
+    finite = jax.jit(finite_parts)
     while step < config.steps:
-        save_at, evaluate_at, log_at = (
-            min(step + every - step % every, config.steps)
-            for every in (config.save_every, config.eval_every, config.log_every)
-        )
-        count = min(reports.steps_at_once(), min(save_at, evaluate_at, log_at) - step)
-        if step + count == save_at:  # at each step that is saved, the checkpoint before is complete
-            hosts.together(checkpoints.wait)
-        state, report = feed.train(state, count)
-        step += count
-        reports.add(step, report)
+        event = next_event(step, config, validates="validation" in data.held_out)
+        signum = 0
+        while step < event.step and not signum:
+            count = min(monitor.steps_at_once(step), event.step - step)
+            if event.save and step + count == event.step:  # after it is saved: the checkpoint before is complete
+                hosts.all_hosts(checkpoints.wait)
+            state, report = trainer.train(state, count)
+            step += count
+            monitor.add(step, report)
+            signum = stop.signum()  # from here on it acts after the next dispatch, or in an evaluation
 
-        signum = agreed.signum()  # a signal from here on acts after the next dispatch, or in an evaluation
-        save_is_due = step == save_at
-        evaluation_is_due = step == evaluate_at or (save_is_due and "validation" in feed.held_out)
-        if not (signum or save_is_due or evaluation_is_due):
-            continue
-        reports.write_all()  # first of all: what is not finite must not be saved
-        reports.check_state(state)
+        monitor.write_all()  # first of all: what is not finite must not be saved
+        monitor.check_state(finite(state))
+        evaluation_is_due = event.evaluate and step == event.step
         results = None
         if evaluation_is_due and not signum:
-            state, results = _evaluate(run, state, step, reports, log, agreed)
-        evaluated = not evaluation_is_due or results is not None
-        if signum or save_is_due or not evaluated:
-            validation = results.get("validation") if results else None
-            hosts.together(checkpoints.wait)  # so that a disk that is full stops all processes
-            error = validation.top1_error if validation else None
+            state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
+        evaluated = results is not None or not evaluation_is_due
+        if signum or not evaluated or event.save:
+            hosts.all_hosts(checkpoints.wait)  # so that a disk that is full stops all processes
+            error = results["validation"].top1_error if results and "validation" in results else None
             checkpoints.save(state, validation_error=error, evaluated=evaluated)
         if signum or not evaluated:
             break
-        reports.restart_clock()
-    hosts.together(checkpoints.close)
-    if step < config.steps or results is None:
-        raise _interrupted(run, step, agreed)
+        monitor.restart_clock()
+    hosts.all_hosts(checkpoints.close)
+    if results is None or step < config.steps:
+        raise _interrupted(workdir, step, stop)
     return results["test"]
 
 
-def _interrupted(run: _Run, step: int, agreed: hosts.AgreedStop) -> Interrupted:
-    signum = agreed.signum()
-    name = signal.Signals(signum).name
-    return Interrupted(f"stopped by {name} after step {step}, saved in {run.workdir}; run it again to go on", signum)
-
-
 def _evaluate(
-    run: _Run, state: TrainState, step: int, reports: Reports, log: RunLog, agreed: hosts.AgreedStop
+    trainer: Trainer, state: TrainState, workdir: Path, monitor: Monitor, log: Log, stop: hosts.AgreedStop
 ) -> tuple[TrainState, Results | None]:
-    """Evaluate and record the state after `step`; None if a signal asks to stop, the state is as it was then."""
-    config, feed = run.config, run.feed
+    """Evaluate and record `state`; None if a signal asks to stop, the state is as it was then."""
+    config, step = trainer.config, int(state.step)
     results: Results = {}
-    for kind in feed.held_out:
-        metrics = feed.evaluate(state, kind, agreed.signum)
+    for split in trainer.data.held_out:
+        metrics = trainer.evaluate(state, split, stop.signum)
         if metrics is None:
             return state, None
-        results[kind] = metrics
-    reports.check_evaluations(results)
+        results[split] = metrics
+    monitor.check_evaluations(results)
     log.evaluations(step, results)
-    reports.name_unreadable()
-    log.attempt("curves.png", lambda: plot_curves(run.workdir, title=run.workdir.name))
+    monitor.name_unreadable()
+    log.draw_curves()
     if "validation" in results and config.optim.schedule == "plateau" and step % config.run.eval_every == 0:
         error, patience = results["validation"].top1_error, config.optim.plateau_patience
         opt_state = note_validation_error(state.opt_state, error, patience=patience)
         state = dataclasses.replace(state, opt_state=opt_state)
     return state, results
+
+
+def _interrupted(workdir: Path, step: int, stop: hosts.AgreedStop) -> Interrupted:
+    signum = stop.signum()
+    name = signal.Signals(signum).name
+    return Interrupted(f"stopped by {name} after step {step}, saved in {workdir}; run it again to go on", signum)
+
+
+def _diverged(error: NotFinite, checkpoints: Checkpoints) -> DivergedError:
+    """Name the last checkpoint whose next step was finite."""
+    good = max((step for step in checkpoints.steps() if step <= error.known_good), default=None)
+    kept = "there is no good checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
+    return DivergedError(
+        f"{error}; {kept} in {checkpoints.directory}; a lower --optim.learning-rate or a warm-up may help"
+    )

@@ -19,7 +19,7 @@ from benchmarks.end_to_end import write_cifar10
 from benchmarks.process import Worker, WorkerError
 from benchmarks.report import render
 from resnet_jax import create_model
-from resnet_jax.analysis.summary import summarize
+from resnet_jax.paper.analysis.summary import summarize
 from resnet_jax.data import load_dataset
 from resnet_jax.errors import UserError
 

@@ -9,24 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.__main__ import main
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.checksums import FILE_NAME as CHECKSUMS
-from resnet_jax.checksums import find_damage, write_checksums
+from resnet_jax.cli.commands import main
+from resnet_jax.run.checkpoint import Checkpoints
+from resnet_jax.run.checkpoint import FILE_NAME as CHECKSUMS
+from resnet_jax.run.checkpoint import find_damage, write_checksums
 from resnet_jax.config import Config, to_json
 from resnet_jax.errors import UserError
-from resnet_jax.restore import (
-    METADATA,
-    accept,
-    best_step,
-    recover,
-    restore,
-    saved_steps,
-    unfinished,
-    verify,
-    was_evaluated,
-)  # fmt: skip
-from resnet_jax.train_state import TrainState
+from resnet_jax.run.checkpoint import METADATA, accept, best_step, recover, restore, saved_steps, unfinished, verify, was_evaluated
+from resnet_jax.steps import TrainState
 
 STEPS = (4, 8, 12)
 
@@ -230,7 +220,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(workdir, mon
         checkpoints.close()
         return find_damage(folder)
 
-    monkeypatch.setattr("resnet_jax.restore.find_damage", removed)
+    monkeypatch.setattr("resnet_jax.run.restore.find_damage", removed)
     assert_is(restore(workdir, state_of(0)), 16)
 
 

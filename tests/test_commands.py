@@ -103,7 +103,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, co
     (broken / "test_batch.bin").write_bytes(b"too short")
     arguments = command.format(tmp=tmp_path).split()
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("resnet_jax.runtime.configure", lambda config=None: None)  # it would outlive the test
+    monkeypatch.setattr("resnet_jax.parallel.devices.configure", lambda config=None: None)  # it would outlive the test
     if arguments[0] == "-m":
         del arguments[0]
     monkeypatch.setattr(sys, "argv", arguments)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.command_line import load_config
+from resnet_jax.cli.arguments import load_config
 from resnet_jax.config import Config, difference, field_names, from_json, get_field, to_json
 from resnet_jax.errors import UserError
 

@@ -20,14 +20,18 @@ from image_folders import write_folder
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
-from resnet_jax.data.pipeline import Preprocessing, make_sampler
-from resnet_jax.data.statistics import compute_statistics, save_statistics
-from resnet_jax.experiment import Experiment, abstract_state, build_model, build_optimizer
-from resnet_jax.logs import read_records
-from resnet_jax.restore import restore
+from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.resident import make_sampler
+from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
+from resnet_jax.experiment import Experiment, abstract_state
+from resnet_jax.models import build_model
+from resnet_jax.optim import build_optimizer
+from resnet_jax.run.records import read_records
+from resnet_jax.run.checkpoint import restore
 from resnet_jax.steps import make_train_step, make_train_steps
 from resnet_jax.training import train
-from resnet_jax.workdir import Inputs, load_config, load_inputs
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ import json, re, sys
 import jax, numpy as np
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.stream import HostBatch
+from resnet_jax.data.streamed import HostBatch
 from resnet_jax.experiment import Experiment, describe_inputs
 from resnet_jax.feeds import ResidentFeed, make_streamed_step
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.__main__ import make_parser
-from resnet_jax.command_line import load_config
+from resnet_jax.cli.commands import make_parser
+from resnet_jax.cli.arguments import load_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,13 +11,15 @@ from slow_dense import random_variables
 
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.data import Dataset, LabelledImages, Split
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Member, evaluate, read_evaluations, record
-from resnet_jax.experiment import build_model, build_optimizer
-from resnet_jax.train_state import create_train_state
-from resnet_jax.views import make_protocol
-from resnet_jax.workdir import Inputs, create_workdir
+from resnet_jax.models import build_model
+from resnet_jax.optim import build_optimizer
+from resnet_jax.steps import create_train_state
+from resnet_jax.data.views import make_protocol
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import create_workdir
 
 RANDOM = np.random.RandomState(0)
 TEST = Split(RANDOM.randint(0, 256, (23, 12, 12, 3)).astype(np.uint8), RANDOM.randint(0, 5, 23).astype(np.int32))

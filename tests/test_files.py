@@ -13,15 +13,16 @@ import pytest
 
 from reliability.fuzz import hostile
 from resnet_jax import files
-from resnet_jax.analysis.responses import read_responses
+from resnet_jax.paper.analysis.responses import read_responses
 from resnet_jax.array_zip import read_arrays
 from resnet_jax.config import Config
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import read_evaluations
-from resnet_jax.logs import read_records
-from resnet_jax.records import having
-from resnet_jax.workdir import Inputs, create_workdir, load_config, load_inputs, read_source
+from resnet_jax.run.records import read_records
+from resnet_jax.run.records import with_fields
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import create_workdir, load_config, load_inputs, read_source
 
 GOOD: dict[str, Any] = {
     "kind": "train", "step": 10, "time": 1.7e9, "loss": 1.5, "error": 50.0, "images": 1280, "learning_rate": 0.1,
@@ -70,7 +71,7 @@ def test_records_without_kind_or_step_are_left_out(tmp_path: pathlib.Path, name:
 
 def test_readers_take_the_records_that_have_what_they_need() -> None:
     records = [GOOD, {"kind": "train", "step": 20}, {"kind": "test", "step": 20}]
-    assert having(records, {"train": ("loss", "error")}) == [GOOD, {"kind": "test", "step": 20}]
+    assert with_fields(records, {"train": ("loss", "error")}) == [GOOD, {"kind": "test", "step": 20}]
 
 
 EVALUATION: dict[str, Any] = {

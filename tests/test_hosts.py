@@ -16,10 +16,10 @@ import pytest
 from image_folders import write_folder
 
 from resnet_jax.data import load_dataset
-from resnet_jax.data.statistics import compute_statistics, save_statistics
+from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 from resnet_jax.experiment import Experiment
-from resnet_jax.restore import restore, saved_steps
-from resnet_jax.workdir import load_config, load_inputs
+from resnet_jax.run.checkpoint import restore, saved_steps
+from resnet_jax.run.workdir import load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

@@ -9,9 +9,9 @@ import pytest
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
-from resnet_jax.data.pack import PackOptions, pack
-from resnet_jax.data.stream import training_batches
-from resnet_jax.data.windows import scale_window
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.streamed import training_batches
+from resnet_jax.data.augment import scale_window
 from resnet_jax.training import train
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_sample" / "train"

@@ -12,16 +12,16 @@ import sys
 import pytest
 from tiny_runs import make_config, tiny_dataset
 
-import resnet_jax.lock
+import resnet_jax.run.lock
 from resnet_jax.errors import StorageError, UserError
-from resnet_jax.lock import lock
+from resnet_jax.run.lock import lock
 from resnet_jax.training import train
-from resnet_jax.workdir import create_workdir
+from resnet_jax.run.workdir import create_workdir
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from resnet_jax.lock import lock
+from resnet_jax.run.lock import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -30,7 +30,7 @@ with lock(Path(sys.argv[1])):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(resnet_jax.lock, "_PATIENCE", 0.0)
+    monkeypatch.setattr(resnet_jax.run.lock, "_PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_holder_is_named(tmp_path, holder):
 
 
 def test_the_lock_of_a_killed_process_is_none(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(resnet_jax.lock, "_PATIENCE", 5.0)
+    monkeypatch.setattr(resnet_jax.run.lock, "_PATIENCE", 5.0)
     holder.send_signal(signal.SIGKILL)  # it may still be ending when the lock is asked for
     with lock(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()

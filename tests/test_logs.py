@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from resnet_jax.logs import RunLog, read_records
+from resnet_jax.run.logs import RunLog
+from resnet_jax.run.records import read_records
 from resnet_jax.metrics import Metrics
 
 OF_CLASSES = Metrics(*np.array([[20.0, 60.0], [10, 20], [2, 3], [40, 60]], np.float32))  # sums by class

@@ -16,23 +16,25 @@ from image_folders import write_folder
 from resnet_jax import steps
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig, check_config
 from resnet_jax.data import Dataset, Split, load_dataset, load_test_images
-from resnet_jax.data.dataset import make_split
-from resnet_jax.data.image_folder import load_image_folder
-from resnet_jax.data.pipeline import Batch, Preprocessing
-from resnet_jax.data.tfds_records import TfdsImages
+from resnet_jax.data.splits import make_split
+from resnet_jax.data.sources.image_folder import load_image_folder
+from resnet_jax.data.types import Batch, Preprocessing
+from resnet_jax.data.sources.tfds_records import TfdsImages
 from resnet_jax.errors import BrokenDataError, DivergedError, UserError
 from resnet_jax.evaluate import evaluate
-from resnet_jax.experiment import Experiment, describe_inputs, load_data
+from resnet_jax.experiment import Experiment
+from resnet_jax.data.inputs import describe_inputs, load_data
 from resnet_jax.feeds import ResidentFeed
-from resnet_jax.logs import read_records
+from resnet_jax.run.records import read_records
 from resnet_jax.models import BatchNorm, ResNet, cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
-from resnet_jax.restore import restore, saved_steps
+from resnet_jax.run.checkpoint import restore, saved_steps
 from resnet_jax.steps import cross_entropy, finite_parts, make_train_step
-from resnet_jax.train_state import create_train_state
+from resnet_jax.steps import create_train_state
 from resnet_jax.training import train
-from resnet_jax.workdir import Inputs, load_inputs
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import load_inputs
 
 NAN, INF = float("nan"), float("inf")
 

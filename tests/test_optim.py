@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.config import OptimConfig
 from resnet_jax.errors import UserError
-from resnet_jax.experiment import build_optimizer
+from resnet_jax.optim import build_optimizer
 from resnet_jax.optim import (
     cosine_schedule,
     current_learning_rate,
@@ -19,8 +19,8 @@ from resnet_jax.optim import (
     step_schedule,
     warm_up_until_error,
 )
-from resnet_jax.restore import restore
-from resnet_jax.train_state import create_train_state
+from resnet_jax.run.checkpoint import restore
+from resnet_jax.steps import create_train_state
 
 
 def rates(schedule, steps):

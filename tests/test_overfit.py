@@ -4,7 +4,8 @@ import dataclasses
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.data import Split, load_dataset
-from resnet_jax.experiment import Experiment, describe_inputs
+from resnet_jax.experiment import Experiment
+from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.feeds import ResidentFeed
 
 

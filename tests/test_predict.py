@@ -7,14 +7,14 @@ import pytest
 from slow_dense import random_variables, slow_logits
 
 from resnet_jax.config import Config, ModelConfig
-from resnet_jax.data.encoded import DecodedImages
-from resnet_jax.data.image_folder import ImageFolder
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.splits import DecodedImages
+from resnet_jax.data.sources.image_folder import ImageFolder
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.models import ResNet
-from resnet_jax.predict import predict
-from resnet_jax.trained import Trained, TrainedConfig
-from resnet_jax.views import make_protocol, resize, views
-from resnet_jax.workdir import Inputs
+from resnet_jax.inference.predict import predict
+from resnet_jax.inference.load import Trained, TrainedConfig
+from resnet_jax.data.views import make_protocol, resize, views
+from resnet_jax.data.types import Inputs
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_sample" / "train"
 

@@ -25,14 +25,14 @@ from resnet_jax.convert.files import read_tensors, write_safetensors
 from resnet_jax.data import cifar10, load_dataset
 from resnet_jax.data.array_pickle import load_arrays
 from resnet_jax.data.decode import BrokenImageError, decode, encode_raw
-from resnet_jax.data.label_file import read_labels
-from resnet_jax.data.pack import pack
-from resnet_jax.data.packed import load_packed
-from resnet_jax.data.reencode import PackOptions, reencode
+from resnet_jax.data.sources.label_file import read_labels
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.sources.packed import load_packed
+from resnet_jax.data.tools.reencode import PackOptions, reencode
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import read_evaluations
-from resnet_jax.logs import read_records
-from resnet_jax.workdir import load_config, load_inputs, read_source
+from resnet_jax.run.records import read_records
+from resnet_jax.run.workdir import load_config, load_inputs, read_source
 
 # The same cases in every run, and no clock: how fast the machine is does not matter.
 settings.register_profile(

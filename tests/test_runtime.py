@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.config import Config, DataConfig, HostsConfig, ModelConfig, OptimConfig
-from resnet_jax.runtime import cpu_devices
+from resnet_jax.parallel.devices import cpu_devices
 
 ROOT = Path(__file__).parents[1]
 
 SCRIPT = """
 import json, jax
-from resnet_jax import runtime
+from resnet_jax.parallel import devices as runtime
 from resnet_jax.config import Config
 runtime.configure(Config())
 print(json.dumps({"devices": jax.device_count(), **runtime.description()}))

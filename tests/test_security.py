@@ -24,23 +24,25 @@ import numpy as np
 import pytest
 from image_files import encoded, write, write_folder
 
-from resnet_jax.__main__ import main
-from resnet_jax.analysis.report import write_report
-from resnet_jax.command_line import run_command
+from resnet_jax.cli.commands import main
+from resnet_jax.paper.analysis.report import write_report
+from resnet_jax.cli.arguments import run_command
 from resnet_jax.config import Config, DataConfig, ModelConfig, RunConfig, to_json
 from resnet_jax.convert.files import read_tensors
 from resnet_jax.data import cifar10, load_dataset
 from resnet_jax.data.array_pickle import load_arrays
-from resnet_jax.data.check import check
-from resnet_jax.data.pack import PackOptions, pack
-from resnet_jax.data.pipeline import Preprocessing
-from resnet_jax.data.statistics import load_statistics
+from resnet_jax.data.tools.check import check
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.tools.statistics import load_statistics
 from resnet_jax.errors import UserError
-from resnet_jax.experiment import build_model, build_optimizer
-from resnet_jax.files import replacing
-from resnet_jax.printable import printable
-from resnet_jax.train_state import TrainState
-from resnet_jax.workdir import Inputs, create_workdir, load_inputs
+from resnet_jax.models import build_model
+from resnet_jax.optim import build_optimizer
+from resnet_jax.files import atomic_write
+from resnet_jax.errors import printable
+from resnet_jax.steps import TrainState
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import create_workdir, load_inputs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -687,7 +689,7 @@ def test_a_link_is_not_written_through(tmp_path: pathlib.Path) -> None:
     victim = write(tmp_path, {"victim": b"as before"}) / "victim"
     for name in ("file", "file.new"):
         (tmp_path / name).symlink_to(victim)
-    with replacing(tmp_path / "file") as partial:
+    with atomic_write(tmp_path / "file") as partial:
         partial.write_bytes(b"new")
     assert victim.read_bytes() == b"as before"
     assert (tmp_path / "file").read_bytes() == b"new"

@@ -11,14 +11,15 @@ import pytest
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.pipeline import Batch
-from resnet_jax.experiment import Experiment, describe_inputs
+from resnet_jax.data.types import Batch
+from resnet_jax.experiment import Experiment
+from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.feeds import ResidentFeed
 from resnet_jax.models import cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
 from resnet_jax.steps import cross_entropy, make_eval_step, make_train_step, split_batch
-from resnet_jax.train_state import create_train_state
+from resnet_jax.steps import create_train_state
 
 RANDOM = np.random.RandomState(0)
 SPLIT = Split(RANDOM.randint(0, 256, (29, 8, 8, 3)).astype(np.uint8), RANDOM.randint(0, 3, 29).astype(np.int32))

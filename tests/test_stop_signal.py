@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from resnet_jax.stop_signal import StopSignal
+from resnet_jax.parallel.signals import StopSignal
 
 # Its main thread is in a C function for minutes, where Python runs no handler.
 BUSY = """
 import hashlib, sys
-from resnet_jax.stop_signal import StopSignal
+from resnet_jax.parallel.signals import StopSignal
 with StopSignal():
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from tiny_runs import assert_same_bits, make_config, saved_state, tiny_dataset, without_times
 
-import resnet_jax.checkpoint
-from resnet_jax.checksums import write_checksums
+import resnet_jax.run.checkpoint
+from resnet_jax.run.checkpoint import write_checksums
 from resnet_jax.errors import Interrupted, StorageError, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.files import append_line
-from resnet_jax.logs import RunLog, read_records
-from resnet_jax.restore import saved_steps, unfinished, verify
+from resnet_jax.run.logs import RunLog
+from resnet_jax.run.records import read_records
+from resnet_jax.run.checkpoint import saved_steps, unfinished, verify
 from resnet_jax.training import train
-from resnet_jax.workdir import create_workdir, load_config, load_inputs
+from resnet_jax.run.workdir import create_workdir, load_config, load_inputs
 
 ROOT = Path(__file__).parents[1]
 A_LOG = r"(\S*/metrics\.jsonl|TensorBoard's events|curves\.png)"  # a small line finds room in the file's last block
@@ -123,9 +124,9 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(undisturbed, disk, mo
         def break_it():
             wait_for_step_4()
             monkeypatch.setattr("resnet_jax.files.append_line", fail)
-            monkeypatch.setattr("resnet_jax.events.EventFile.write", fail)
-            monkeypatch.setattr("resnet_jax.logs.RunLog.__exit__", lambda *_: None)
-            monkeypatch.setattr(resnet_jax.checkpoint, "write_checksums", fail)
+            monkeypatch.setattr("resnet_jax.run.events.EventFile.write", fail)
+            monkeypatch.setattr("resnet_jax.run.logs.RunLog.__exit__", lambda *_: None)
+            monkeypatch.setattr(resnet_jax.run.checkpoint, "write_checksums", fail)
 
         def fail(*_, **__):
             raise fault_of_the_disk
@@ -230,7 +231,7 @@ def test_training_goes_on_while_a_slow_disk_is_written_to(undisturbed, tmp_path,
         assert later.wait(timeout=120)
         write_checksums(folder, **options)
 
-    monkeypatch.setattr(resnet_jax.checkpoint, "write_checksums", write_when_later)
+    monkeypatch.setattr(resnet_jax.run.checkpoint, "write_checksums", write_when_later)
     config = make_config(tmp_path / "run", log_every=1, steps_per_dispatch=1)
     at_step(monkeypatch, s5=lambda: seen.append(saved_steps(tmp_path / "run")), s6=later.set)
     train(config)
@@ -244,7 +245,7 @@ def test_a_signal_waits_for_a_slow_checkpoint(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)  # another one while the state is written
         write_checksums(folder, **options)
 
-    monkeypatch.setattr(resnet_jax.checkpoint, "write_checksums", write_slowly)
+    monkeypatch.setattr(resnet_jax.run.checkpoint, "write_checksums", write_slowly)
     at_step(monkeypatch, s3=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="after step [45],") as stopped:  # heard of in the next dispatch or in this
         train(make_config(tmp_path / "run", log_every=1, steps_per_dispatch=1))

@@ -13,17 +13,18 @@ from image_folders import write_folder
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
-from resnet_jax.data.pipeline import Preprocessing
-from resnet_jax.data.statistics import compute_statistics, load_statistics, save_statistics
-from resnet_jax.data.stream import HostBatch
+from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.tools.statistics import compute_statistics, load_statistics, save_statistics
+from resnet_jax.data.types import HostBatch
 from resnet_jax.errors import BrokenDataError, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.experiment import Experiment
 from resnet_jax.feeds import make_streamed_step
-from resnet_jax.restore import restore
-from resnet_jax.steps import StepMetrics
+from resnet_jax.run.checkpoint import restore
+from resnet_jax.metrics import StepMetrics
 from resnet_jax.training import train
-from resnet_jax.workdir import Inputs, load_inputs
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import load_inputs
 
 
 @pytest.fixture(scope="module")

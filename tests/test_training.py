@@ -12,18 +12,21 @@ import pytest
 from tiny_runs import assert_same_bits, make_config, make_split, saved_state, tiny_dataset, without_times
 
 import resnet_jax
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.config import OptimConfig
 from resnet_jax.data import Dataset
-from resnet_jax.data.pipeline import Preprocessing, make_sampler
+from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.resident import make_sampler
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate
-from resnet_jax.experiment import abstract_state, build_optimizer
-from resnet_jax.logs import RunLog, read_records
+from resnet_jax.experiment import abstract_state
+from resnet_jax.optim import build_optimizer
+from resnet_jax.run.logs import RunLog
+from resnet_jax.run.records import read_records
 from resnet_jax.models import vgg
-from resnet_jax.restore import best_step, restore, saved_steps
+from resnet_jax.run.checkpoint import best_step, restore, saved_steps
 from resnet_jax.steps import make_train_step, make_train_steps
-from resnet_jax.train_state import TrainState
+from resnet_jax.steps import TrainState
 from resnet_jax.training import train
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.views import make_protocol, resize, views
+from resnet_jax.data.views import make_protocol, resize, views
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet_sample" / "train"
 

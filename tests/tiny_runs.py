@@ -14,9 +14,9 @@ import pytest
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
 from resnet_jax.experiment import Experiment
-from resnet_jax.restore import restore
-from resnet_jax.train_state import TrainState
-from resnet_jax.workdir import load_inputs
+from resnet_jax.run.checkpoint import restore
+from resnet_jax.steps import TrainState
+from resnet_jax.run.workdir import load_inputs
 
 
 def make_split(count: int, seed: int) -> Split:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from reliability.fuzz.reader import Damaged, Files, Reader
 from resnet_jax.errors import CommandError
-from resnet_jax.printable import printable
+from resnet_jax.errors import printable
 
 _LONGEST_MESSAGE = 3000  # characters
 

@@ -107,7 +107,7 @@ def _read_cifar10(folder: Path, names: frozenset[str]) -> None:
         assert 0 <= split.labels.min() <= split.labels.max() < 10
 
 
-_BINARY = ("resnet_jax.data.cifar10", "resnet_jax.data.dataset")
+_BINARY = ("resnet_jax.data.sources.cifar10", "resnet_jax.data.types")
 _PYTHON = ("resnet_jax.data.array_pickle", *_BINARY)
 CIFAR_READERS = (
     Reader("cifar10-binary", 800, _BINARY, _cifar_binary, _damage_binary, _read_cifar10, _small_cifar10),

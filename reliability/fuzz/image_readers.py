@@ -16,16 +16,16 @@ from reliability.fuzz.npz import damage_npz
 from reliability.fuzz.pictures import damaged, make_pictures
 from reliability.fuzz.reader import Damaged, Files, Reader
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
-from resnet_jax.data.check import check
+from resnet_jax.data.tools.check import check
 from resnet_jax.data.decode import BrokenImageError, decode_window, open_image
-from resnet_jax.data.encoded import EncodedImages
-from resnet_jax.data.pack import pack
-from resnet_jax.data.reencode import PackOptions, reencode
-from resnet_jax.data.shards import sha256_of
-from resnet_jax.data.statistics import Statistics, load_statistics, save_statistics
-from resnet_jax.data.windows import area_window, scale_window
+from resnet_jax.data.types import EncodedImages
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions, reencode
+from resnet_jax.data.sources.shards import sha256_of
+from resnet_jax.data.tools.statistics import Statistics, load_statistics, save_statistics
+from resnet_jax.data.augment import area_window, scale_window
 from resnet_jax.errors import UserError
-from resnet_jax.views import make_protocol, views
+from resnet_jax.data.views import make_protocol, views
 
 
 def _folder_files() -> Files:
@@ -174,11 +174,11 @@ def _check_packed(folder: Path, names: frozenset[str]) -> None:
     _read_streamed(folder, frozenset())
 
 
-_STREAMED = ("resnet_jax.data.decode", "resnet_jax.data.encoded", "resnet_jax.data.image_folder")
-_PACKED = ("resnet_jax.data.packed", "resnet_jax.data.shards", "resnet_jax.data.names")
+_STREAMED = ("resnet_jax.data.decode", "resnet_jax.data.encoded", "resnet_jax.data.sources.image_folder")
+_PACKED = ("resnet_jax.data.sources.packed", "resnet_jax.data.sources.shards", "resnet_jax.data.sources.names")
 IMAGE_READERS = (
     Reader("image-folder", 2000, _STREAMED, _folder_files, _damage_image, _read_streamed),
     Reader("packed", 1200, _PACKED, _packed_files, _damage_packed, _check_packed),
-    Reader("label-file", 800, ("resnet_jax.data.label_file",), _label_files, _damage_labels, _read_labels),
-    Reader("statistics", 400, ("resnet_jax.data.statistics",), _statistics_files, _damage_statistics, _read_statistics),
+    Reader("label-file", 800, ("resnet_jax.data.sources.label_file",), _label_files, _damage_labels, _read_labels),
+    Reader("statistics", 400, ("resnet_jax.data.tools.statistics",), _statistics_files, _damage_statistics, _read_statistics),
 )

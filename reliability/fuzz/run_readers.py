@@ -17,19 +17,22 @@ from matplotlib.figure import Figure
 from reliability.fuzz import mutations
 from reliability.fuzz.npz import damage_npz
 from reliability.fuzz.reader import Damaged, Files, Reader
-from resnet_jax.analysis.curves import draw_curves, plot_curves
-from resnet_jax.analysis.report import write_report
-from resnet_jax.analysis.responses import Responses, read_responses
+from resnet_jax.run.curves import draw_curves, plot_curves
+from resnet_jax.paper.analysis.report import write_report
+from resnet_jax.paper.analysis.responses import Responses, read_responses
 from resnet_jax.config import Config, from_json, to_json
 from resnet_jax.data import LabelledImages
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Member, read_evaluations
-from resnet_jax.experiment import build_model, build_optimizer
-from resnet_jax.logs import RunLog, read_records
+from resnet_jax.models import build_model
+from resnet_jax.optim import build_optimizer
+from resnet_jax.run.logs import RunLog
+from resnet_jax.run.records import read_records
 from resnet_jax.paper.runs import find_runs
-from resnet_jax.views import make_protocol
-from resnet_jax.workdir import Inputs, check_workdir, create_workdir, load_config, load_inputs, read_source
+from resnet_jax.data.views import make_protocol
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import check_workdir, create_workdir, load_config, load_inputs, read_source
 
 
 def _config() -> Files:
@@ -181,10 +184,10 @@ def _read_evaluations(folder: Path, names: frozenset[str]) -> None:
     assert responses is None or all(math.isfinite(std) and std >= 0 for std in responses.stds)
 
 
-_LOGS = ("resnet_jax.files", "resnet_jax.logs", "resnet_jax.analysis.curves", "resnet_jax.analysis.report")
+_LOGS = ("resnet_jax.files", "resnet_jax.run.logs", "resnet_jax.paper.analysis.curves", "resnet_jax.paper.analysis.report")
 RUN_READERS = (
     Reader("config", 1500, ("resnet_jax.config",), _config, _damage_config, _read_config),
-    Reader("inputs", 800, ("resnet_jax.workdir",), _workdir, _damage_workdir, _read_workdir),
+    Reader("inputs", 800, ("resnet_jax.run.workdir",), _workdir, _damage_workdir, _read_workdir),
     Reader("metrics", 900, (*_LOGS, "resnet_jax.paper.runs"), _records, _damage_records, _read_records),
     Reader(
         "evaluations",

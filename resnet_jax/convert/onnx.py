@@ -12,7 +12,7 @@ import jax.export
 import numpy as np
 
 from resnet_jax.convert.verify import Classify, import_optional, make_classify, on_cpu, write_verified
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.models import Model
 
 _INSTALL = "pip install 'resnet_jax[onnx]'"

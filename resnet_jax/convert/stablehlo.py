@@ -12,7 +12,7 @@ import jax.export
 import jax.numpy as jnp
 
 from resnet_jax.convert.verify import Classify, import_optional, make_classify, on_cpu, write_verified
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.models import Model
 
 _PLATFORMS = ("cpu", "cuda", "tpu")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.models import Model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +14,13 @@ from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
 from resnet_jax.convert.files import read_tensors
 from resnet_jax.convert.names import Layout, variables_from_tensors
-from resnet_jax.data.cifar10 import CLASS_NAMES
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.sources.cifar10 import CLASS_NAMES
+from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.experiment import build_model, build_optimizer
-from resnet_jax.models import Model, ModelName, parse_name
-from resnet_jax.train_state import TrainState
-from resnet_jax.workdir import Inputs, create_workdir
+from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
+from resnet_jax.optim import build_optimizer, build_schedule
+from resnet_jax.run.workdir import create_workdir
+from resnet_jax.steps import create_train_state
 
 PreprocessingName = Literal["torchvision", "caffe", "none"]
 
@@ -67,10 +66,8 @@ def import_weights(
     config, variables, inputs = read_weights(
         file, model_name, preprocessing=preprocessing, mean_file=mean_file, stride_on=stride_on
     )
-    optimizer, _ = build_optimizer(config.optim, config.run.steps)
-    params = jax.tree.map(jnp.asarray, variables["params"])
-    batch_stats = jax.tree.map(jnp.asarray, variables["batch_stats"])
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+    optimizer = build_optimizer(config.optim, build_schedule(config.optim, config.run.steps))
+    state = create_train_state(optimizer, jax.tree.map(jnp.asarray, variables))
     create_workdir(workdir, config, inputs, state, file.name)
     return config
 
@@ -111,14 +108,9 @@ def read_weights(
         std=_triple(std),
     )
     model = build_model(model_config, num_classes)
-    variables = variables_from_tensors(tensors, model, abstract_variables(model, side), layout, str(file))
+    variables = variables_from_tensors(tensors, model, abstract_variables(model, (side, side, 3)), layout, str(file))
     inputs = Inputs((side, side, 3), class_names, Preprocessing(mean, std))
     return Config(model=model_config, data=data), variables, inputs
-
-
-def abstract_variables(model: Model, side: int) -> Any:
-    """Return the shapes of a network's variables, for images of so many pixels square."""
-    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
 
 def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_name: str) -> int:

@@ -14,7 +14,7 @@ from resnet_jax.convert.names import Layout, tensors_from_variables
 from resnet_jax.convert.onnx import export_onnx
 from resnet_jax.convert.stablehlo import export_stablehlo
 from resnet_jax.errors import CommandError, UserError
-from resnet_jax.trained import Trained, load
+from resnet_jax.inference.load import Trained, load
 
 
 def export(

@@ -10,8 +10,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from resnet_jax.errors import UserError
-from resnet_jax.printable import printable
+from resnet_jax.errors import UserError, printable
 
 
 def check_inside(path: str | Path, root: Path) -> None:

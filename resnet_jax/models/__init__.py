@@ -1,11 +1,17 @@
-"""The paper's networks as flax.linen modules."""
+"""The paper's networks as flax.linen modules; a family of networks is one file and one line of FAMILIES."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.config import ModelConfig
+from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.recalibrate import recalibrate_bn
 from resnet_jax.models.resnet import IMAGENET_BLOCKS, ResNet, cifar_resnet, imagenet_resnet
@@ -13,11 +19,15 @@ from resnet_jax.models.stacking import stack_blocks, unstack_blocks
 from resnet_jax.models.vgg import VGG, vgg
 
 __all__ = [
+    "FAMILIES",
     "VGG",
     "BatchNorm",
     "Model",
     "ModelName",
     "ResNet",
+    "abstract_variables",
+    "build_model",
+    "check_bn_groups",
     "cifar_resnet",
     "create_model",
     "imagenet_resnet",
@@ -29,15 +39,26 @@ __all__ = [
 ]
 
 Model = ResNet | VGG
-Family = Literal["cifar", "imagenet", "vgg"]
 
-_BUILDERS: dict[Family, Callable[..., Model]] = {"cifar": cifar_resnet, "imagenet": imagenet_resnet, "vgg": vgg}
+
+class Family(NamedTuple):
+    """Networks that differ in depth: what builds one, and its class, whose attributes are the options."""
+
+    build: Callable[..., Model]
+    module: type[Model]
+
+
+FAMILIES = {
+    "cifar": Family(cifar_resnet, ResNet),
+    "imagenet": Family(imagenet_resnet, ResNet),
+    "vgg": Family(vgg, VGG),
+}
 
 
 class ModelName(NamedTuple):
     """What a name such as "plain34" says."""
 
-    family: Family
+    family: str
     depth: int
     plain: bool
 
@@ -59,13 +80,47 @@ def parse_name(name: str) -> ModelName:
     return ModelName("imagenet" if depth in IMAGENET_BLOCKS else "cifar", depth, plain=kind == "plain")
 
 
-def build(family: Family, depth: int, **options: Any) -> Model:
-    """Build a network of a family; the options are the attributes of ResNet or VGG.
+def build_model(config: ModelConfig, num_classes: int) -> Model:
+    """Build the configured network.
 
     Raises:
-      ValueError: the family has no such depth.
+      UserError: there is no such family, or it has no such depth.
     """
-    return _BUILDERS[family](depth, **options)
+    if config.family not in FAMILIES:
+        hint = did_you_mean(config.family, FAMILIES)
+        raise UserError(f"--model.family {config.family}: choose {', '.join(FAMILIES)}{hint}")
+    family = FAMILIES[config.family]
+    attributes = {field.name for field in dataclasses.fields(family.module)}
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name in attributes}
+    options |= {"dtype": jnp.dtype(config.dtype), "num_classes": num_classes}
+    try:
+        return family.build(config.depth, **options)
+    except ValueError as error:
+        raise UserError(f"--model.depth: {error}") from error
+
+
+def abstract_variables(model: Model, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the shapes of `params` and `batch_stats` for images (H, W, C); nothing is computed."""
+    images = jnp.zeros((1, *image_shape))
+    shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
+    return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+
+
+def check_bn_groups(model: Model, image_shape: tuple[int, int, int], batch_size: int) -> None:
+    """Check that every BN group of a batch has several values in the smallest map: one has no variance to divide by.
+
+    Raises:
+      UserError: it has not.
+    """
+    if isinstance(model, VGG) or model.frozen_bn:
+        return
+    stride = max(model.feature_strides.values())
+    height, width = (-(-side // stride) for side in image_shape[:2])
+    if (model.bn_group_size or batch_size) * height * width == 1:
+        raise UserError(
+            f"the last maps of images of {image_shape[0]}x{image_shape[1]} pixels are a single pixel, and BN needs more"
+            " than one value: choose a larger --model.bn-group-size, --data.batch-size or image"
+        )
 
 
 def create_model(name: str, **options: Any) -> Model:
@@ -84,4 +139,4 @@ def create_model(name: str, **options: Any) -> Model:
     family, depth, plain = parse_name(name)
     if plain and options.setdefault("shortcut", "none") != "none":
         raise ValueError(f"{name} is a plain net and has no shortcut; got shortcut={options['shortcut']!r}")
-    return build(family, depth, **options)
+    return FAMILIES[family].build(depth, **options)

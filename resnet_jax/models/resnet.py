@@ -78,6 +78,12 @@ class ResNet(nn.Module):
         strides = {"stem" if self.stem == "cifar" else "conv1": stem}
         return strides | {self._stage_name(i): first * 2**i for i in range(len(self.blocks))}
 
+    def trainable(self, params: Any) -> Any:
+        """Return a tree like `params` of bools: False for what training leaves as it is, which is BN with frozen_bn."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not (self.frozen_bn and "bn" in jax.tree_util.keystr(path[-2:-1])), params
+        )
+
     def _stage_name(self, index: int) -> str:
         """The paper's names for the ImageNet networks (Table 1); those for CIFAR have none there."""
         return f"stage{index + 1}" if self.stem == "cifar" else f"conv{index + 2}_x"

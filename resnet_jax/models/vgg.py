@@ -42,10 +42,16 @@ class VGG(nn.Module):
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
     dtype: DTypeLike = jnp.float32
 
+    bn_group_size = None  # there is no BN
+
     @property
     def feature_strides(self) -> dict[str, int]:
         """Pixels of the image to one step in each feature map, by name in forward order."""
         return {f"conv{stage}": 2**stage for stage in range(1, len(self.convs) + 1)}
+
+    def trainable(self, params: Any) -> Any:
+        """Return a tree like `params` of bools: all of them are trained."""
+        return jax.tree.map(lambda _: True, params)
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from resnet_jax.analysis.summary import Layer, Summary, summarize
 from resnet_jax.models import create_model
+from resnet_jax.paper.analysis.summary import Layer, Summary, summarize
 from resnet_jax.paper.artefact import Artefact
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
-from resnet_jax.files import replacing
+from resnet_jax.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Artefact:
         paths = [folder / f"{self.name}.{suffix}" for suffix in (*contents, *(["png", "svg"] if self.figure else []))]
         for path in paths:
             suffix = path.suffix[1:]
-            with replacing(path) as partial:
+            with atomic_write(path) as partial:
                 if suffix in contents:
                     partial.write_text(contents[suffix])
                 elif self.figure:

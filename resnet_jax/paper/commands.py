@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resnet_jax.config import Config, field_names, get_field
+from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.networks import Network
 from resnet_jax.paper.runs import Run, Runs
-from resnet_jax.views import ProtocolName, make_protocol
 
 # Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
 _SCALES = make_protocol("multiscale", (224, 224)).scales

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_jax.analysis.responses import Responses
+from resnet_jax.paper.analysis.responses import Responses
 from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
 from resnet_jax.paper.commands import missing_commands
 from resnet_jax.paper.networks import NETWORKS, Network

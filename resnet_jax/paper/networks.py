@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, difference, get_field
-from resnet_jax.experiment import build_model
+from resnet_jax.models import build_model
 from resnet_jax.paper.recipes import imagenet_recipe
 
 # What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).

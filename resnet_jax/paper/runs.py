@@ -7,15 +7,14 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.analysis.responses import Responses, read_responses
 from resnet_jax.config import Config
+from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import read_evaluations
-from resnet_jax.logs import read_records
+from resnet_jax.paper.analysis.responses import Responses, read_responses
 from resnet_jax.paper.networks import NETWORKS, Network
-from resnet_jax.records import having
-from resnet_jax.views import ProtocolName, make_protocol
-from resnet_jax.workdir import load_config, read_source
+from resnet_jax.run.records import read_records, with_fields
+from resnet_jax.run.workdir import load_config, read_source
 
 _NEEDED = {  # fields of the records that count
     "start": ("platform", "device", "devices"),
@@ -196,7 +195,7 @@ def _read(workdir: Path, left_out: list[str]) -> Run:
         else:
             images = f"{record['count']:,} of {network.test_images:,} test images"
             left_out.append(f"an evaluation of {workdir} does not count: {images}")
-    return Run(workdir, config, network, source, having(read_records(workdir), _NEEDED), evaluations)
+    return Run(workdir, config, network, source, with_fields(read_records(workdir), _NEEDED), evaluations)
 
 
 def describe_device(record: dict[str, Any]) -> str:

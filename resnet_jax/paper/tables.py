@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from resnet_jax.data.views import ProtocolName
 from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
 from resnet_jax.paper.commands import evaluation_command, missing_commands
 from resnet_jax.paper.networks import NETWORKS, Network, is_imagenet
 from resnet_jax.paper.runs import Result, Run, Runs
-from resnet_jax.views import ProtocolName
 
 _RUN_COLUMNS = ("runs", "steps", "device", "date")
 

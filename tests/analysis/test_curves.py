@@ -5,7 +5,7 @@ import json
 import matplotlib.image
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis.curves import plot_curves
+from resnet_jax.run.curves import plot_curves
 
 
 def test_lines_labels_and_limits(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.analysis.report import write_report
+from resnet_jax.paper.analysis.report import write_report
 from resnet_jax.config import Config, ModelConfig, RunConfig, to_json
 from resnet_jax.errors import UserError
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.analysis.responses import (
+from resnet_jax.paper.analysis.responses import (
     Responses,
     by_layer,
     make_moments,
@@ -20,12 +20,14 @@ from resnet_jax.analysis.responses import (
 )
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.data import load_dataset
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.experiment import build_model, build_optimizer
+from resnet_jax.models import build_model
+from resnet_jax.optim import build_optimizer
 from resnet_jax.models import VGG, BatchNorm, ResNet, cifar_resnet, create_model, stack_blocks
-from resnet_jax.train_state import create_train_state
-from resnet_jax.workdir import Inputs, create_workdir
+from resnet_jax.steps import create_train_state
+from resnet_jax.data.types import Inputs
+from resnet_jax.run.workdir import create_workdir
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (7, 16, 16, 3)).astype(np.uint8)
 BASIC = ["stem_conv", *(f"stage{s}_block1/conv{c}" for s in (1, 2, 3) for c in (1, 2))]  # of depth 8

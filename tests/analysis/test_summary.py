@@ -5,8 +5,8 @@ import json
 import pytest
 
 from resnet_jax import create_model
-from resnet_jax.__main__ import main
-from resnet_jax.analysis.summary import summarize
+from resnet_jax.cli.commands import main
+from resnet_jax.paper.analysis.summary import summarize
 from resnet_jax.errors import UserError
 
 

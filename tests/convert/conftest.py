@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.models import ResNet, cifar_resnet, create_model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.convert.onnx import export_onnx
-from resnet_jax.data.pipeline import Preprocessing
+from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 

@@ -14,7 +14,7 @@ import safetensors.numpy
 import resnet_jax
 from reliability.fuzz import hostile
 from resnet_jax import create_model
-from resnet_jax.__main__ import main
+from resnet_jax.cli.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.convert.files import read_tensors
 from resnet_jax.convert.names import tensors_from_variables

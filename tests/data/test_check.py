@@ -9,10 +9,10 @@ import shutil
 import pytest
 from image_files import CLASSES, encoded, write, write_folder
 
-from resnet_jax.__main__ import main
-from resnet_jax.data.check import check
-from resnet_jax.data.pack import pack
-from resnet_jax.data.reencode import PackOptions
+from resnet_jax.cli.commands import main
+from resnet_jax.data.tools.check import check
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions
 from resnet_jax.errors import UserError
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.data import Dataset, load_dataset, split_validation
-from resnet_jax.data.dataset import make_split
+from resnet_jax.data.splits import make_split
 from resnet_jax.errors import UserError
 
 

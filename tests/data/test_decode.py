@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.decode import BrokenImageError, Window, decode, decode_window, encode_raw, open_image
-from resnet_jax.views import resize
+from resnet_jax.data.views import resize
 
 RANDOM = np.random.RandomState(0)
 

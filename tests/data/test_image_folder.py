@@ -15,8 +15,9 @@ from image_files import CLASSES, encoded, write, write_folder
 
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
 from resnet_jax.data.decode import BrokenImageError, decode
-from resnet_jax.data.encoded import DecodedImages, EncodedImages
-from resnet_jax.data.image_folder import load_image_folder
+from resnet_jax.data.splits import DecodedImages
+from resnet_jax.data.types import EncodedImages
+from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -220,7 +221,7 @@ def test_the_index_of_imagenet_is_small() -> None:
     """1,281,167 images: the arrays and, in a process of its own, the most memory that making them takes."""
     code = """
 import pathlib, pickle, re
-from resnet_jax.data.image_folder import ImageFolder
+from resnet_jax.data.sources.image_folder import ImageFolder
 
 names = ((i // 1282, f"n{i // 1282:08}/n{i // 1282:08}_{i}.JPEG") for i in range(1_281_167))
 def memory(name):  # not of getrusage(), which begins with the peak of the process that started this one

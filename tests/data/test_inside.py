@@ -19,12 +19,12 @@ import pytest
 from image_files import CLASSES, encoded, write, write_folder
 
 from resnet_jax.data import cifar10, load_dataset, load_test_images
-from resnet_jax.data.check import check
+from resnet_jax.data.tools.check import check
 from resnet_jax.data.decode import BrokenImageError
-from resnet_jax.data.image_folder import load_image_folder
+from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.inside import check_inside, read_file
-from resnet_jax.data.pack import PackOptions, pack
-from resnet_jax.data.statistics import compute_statistics, load_statistics, save_statistics
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.tools.statistics import compute_statistics, load_statistics, save_statistics
 from resnet_jax.errors import UserError
 
 PREPARED = pathlib.Path(__file__).resolve().parents[1] / "fixtures" / "tfds"

@@ -24,17 +24,17 @@ import pytest
 from image_files import CLASSES, encoded, write, write_folder
 from PIL import Image
 
-from resnet_jax.__main__ import main
+from resnet_jax.cli.commands import main
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
 from resnet_jax.data import pack as pack_module
 from resnet_jax.data.decode import BrokenImageError, decode
-from resnet_jax.data.encoded import EncodedImages
-from resnet_jax.data.image_folder import load_image_folder
-from resnet_jax.data.pack import pack
-from resnet_jax.data.packed import load_packed
-from resnet_jax.data.reencode import PackOptions, reencode
+from resnet_jax.data.types import EncodedImages
+from resnet_jax.data.sources.image_folder import load_image_folder
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.sources.packed import load_packed
+from resnet_jax.data.tools.reencode import PackOptions, reencode
 from resnet_jax.errors import UserError
-from resnet_jax.views import resize
+from resnet_jax.data.views import resize
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet_sample" / "train"
@@ -224,7 +224,7 @@ def test_killed(folder: pathlib.Path, packed: pathlib.Path, tmp_path: pathlib.Pa
 import sys, time
 from pathlib import Path
 from resnet_jax.data import image_folder
-from resnet_jax.data.pack import PackOptions, pack
+from resnet_jax.data.tools.pack import PackOptions, pack
 
 def read_or_wait(path, read=image_folder.read_file):
     if path.match("train/bee/2.jpeg"):  # in the second of four shards

@@ -8,14 +8,9 @@ import numpy as np
 import pytest
 
 from resnet_jax.data import Split
-from resnet_jax.data.pipeline import (
-    Preprocessing,
-    batch_indices,
-    epoch_orders,
-    make_sampler,
-    make_take_batch,
-    per_pixel_mean,
-)
+from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.resident import batch_indices, epoch_orders, make_sampler, make_take_batch
+from resnet_jax.data.inputs import per_pixel_mean
 
 PLAIN = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
 

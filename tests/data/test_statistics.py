@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.decode import BrokenImageError, encode_raw
-from resnet_jax.data.encoded import StreamedDataset
-from resnet_jax.data.statistics import compute_statistics, load_statistics, save_statistics
+from resnet_jax.data.types import StreamedDataset
+from resnet_jax.data.tools.statistics import compute_statistics, load_statistics, save_statistics
 from resnet_jax.errors import UserError
-from resnet_jax.views import make_protocol, views
+from resnet_jax.data.views import make_protocol, views
 
 RANDOM = np.random.RandomState(0)
 # Colours that vary most along one direction.

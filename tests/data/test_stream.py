@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.decode import BrokenImageError
-from resnet_jax.data.stream import Share, evaluation_batches, training_batches
-from resnet_jax.data.windows import scale_window
+from resnet_jax.data.streamed import ProcessSlice as Share, evaluation_batches, training_batches
+from resnet_jax.data.augment import scale_window
 from resnet_jax.errors import CommandError, UserError
-from resnet_jax.views import make_protocol
+from resnet_jax.data.views import make_protocol
 
 SIZE = 16
 WHOLE = Share()
@@ -184,7 +184,7 @@ PROGRAM = """
 import sys, time
 sys.path[:0] = [{root!r}, {here!r}]
 from test_stream import Colours, SIZE
-from resnet_jax.data.stream import training_batches
+from resnet_jax.data.streamed import training_batches
 from resnet_jax.data.windows import scale_window
 
 if __name__ == "__main__":

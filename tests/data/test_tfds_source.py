@@ -21,7 +21,7 @@ from image_files import encoded
 from resnet_jax.data import Dataset, StreamedDataset, load_test_images, tfds_records, tfds_source
 from resnet_jax.data import load_dataset as load_any_dataset
 from resnet_jax.data.decode import BrokenImageError, decode
-from resnet_jax.data.shards import write_shard
+from resnet_jax.data.sources.shards import write_shard
 from resnet_jax.errors import UserError
 
 pytest.importorskip("tensorflow_datasets")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnet_jax.data.windows import area_window, scale_window
+from resnet_jax.data.augment import area_window, scale_window
 
 
 def draw(window, width, height, count=2000):

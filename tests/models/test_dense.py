@@ -8,7 +8,7 @@ import pytest
 from slow_dense import random_variables, slow_logits
 
 from resnet_jax.models import ResNet
-from resnet_jax.models.dense import _Borders, _slide_vgg, dense_logits
+from resnet_jax.models.fully_convolutional import _Borders, _slide_vgg, fully_convolutional_logits
 from resnet_jax.models.vgg import VGG
 
 # Two stages: maps of a quarter of the width would be no other case.
@@ -32,7 +32,7 @@ def test_images_of_any_size_in_one_batch(model, input_size, window, sizes):
     height, width = (max(size[i] for size in sizes) + 3 for i in (0, 1))
     # Beyond the borders, too, there are numbers.
     batch = np.random.RandomState(1).normal(0, 5, (len(sizes), height, width, 3)).astype(np.float32)
-    logits = jax.jit(dense_logits, static_argnums=(0, 4))(model, variables, batch, np.array(sizes), input_size)
+    logits = jax.jit(fully_convolutional_logits, static_argnums=(0, 4))(model, variables, batch, np.array(sizes), input_size)
     assert logits.shape == (len(sizes), 5)
     assert logits.dtype == jnp.float32
     for image, (rows, columns), row in zip(batch, sizes, np.asarray(logits), strict=True):
@@ -50,7 +50,7 @@ def test_full_arrays_need_no_sizes():
     model = SMALL
     variables = random_variables(model, (8, 8))
     images = np.random.RandomState(0).normal(0, 1, (3, 13, 10, 3)).astype(np.float32)
-    compute = jax.jit(dense_logits, static_argnums=(0, 4))
+    compute = jax.jit(fully_convolutional_logits, static_argnums=(0, 4))
     sizes = np.full((3, 2), (13, 10))
     np.testing.assert_allclose(
         compute(model, variables, images, None, (8, 8)), compute(model, variables, images, sizes, (8, 8)), rtol=1e-4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.command_line import load_config
+from resnet_jax.cli.arguments import load_config
 from resnet_jax.config import to_json
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.command_line import load_config
+from resnet_jax.cli.arguments import load_config
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.paper.networks import NETWORKS, is_imagenet
 

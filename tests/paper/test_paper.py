@@ -10,8 +10,8 @@ import shlex
 import matplotlib.image
 import pytest
 
-from resnet_jax.__main__ import _PAPER, main
-from resnet_jax.analysis.responses import Responses
+from resnet_jax.cli.commands import _PAPER, main
+from resnet_jax.paper.analysis.responses import Responses
 from resnet_jax.config import OptimConfig, to_json
 from resnet_jax.errors import UserError
 from resnet_jax.paper.make import make

@@ -1,0 +1,213 @@
+"""python -m resnet_jax summary|import|export|checkpoints|data|paper|responses|report ..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_jax.cli.arguments import ArgumentParser
+from resnet_jax.cli.data import add_commands as add_data_commands
+from resnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from resnet_jax.paper.artefact import Artefact
+
+_PAPER = ("table1", "table2", "table3", "table4", "table5", "table6", "figure1", "figure4", "figure6", "figure7")
+
+
+def main(args: Sequence[str]) -> int:
+    """Parse the sub-command and run it; each imports what it needs, so that --help answers at once."""
+    options = make_parser().parse_args(args)
+    return options.run(options)
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of all sub-commands; `run` is the function of the chosen one."""
+    parser = ArgumentParser(prog="python -m resnet_jax", description="Networks, weights, the paper's results.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("summary", help="a network layer by layer, with parameters and multiply-adds")
+    command.add_argument("model", metavar="MODEL", help="such as resnet20, plain34, resnet50, vgg16")
+    command.add_argument("--image-size", type=int, metavar="N", help="height and width in pixels; default 32 or 224")
+    command.add_argument("--shortcut", choices=("A", "B", "C"), help="default: A for CIFAR networks, else B")
+    command.add_argument("--stride-on", choices=("1x1", "3x3"), help="which convolution of a bottleneck subsamples")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=_summary)
+
+    command = commands.add_parser("import", help="make a work directory from weights that others trained")
+    command.add_argument("file", type=Path, metavar="FILE", help=".pth, .th, .pt, .safetensors or .caffemodel")
+    command.add_argument("--model", required=True, metavar="NAME", help="such as resnet20, resnet50, vgg16")
+    command.add_argument("--out", type=Path, required=True, metavar="WORKDIR", help="folder to make")
+    command.add_argument(
+        "--preprocessing",
+        choices=("torchvision", "caffe", "none"),
+        help="what the weights were trained with: torchvision's mean and std, Caffe's mean of pixels in 0..255, or"
+        " pixels in [0, 1] as they are; default: as usual for the file",
+    )
+    command.add_argument("--mean-file", type=Path, metavar="FILE", help="Caffe's mean image (.binaryproto)")
+    command.add_argument(
+        "--stride-on",
+        choices=("1x1", "3x3"),
+        help="which convolution of a bottleneck subsamples; default: 1x1 for Caffe, 3x3 for PyTorch",
+    )
+    command.set_defaults(run=_import)
+
+    command = commands.add_parser("export", help="write the weights of a work directory for other programs")
+    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument("--format", required=True, choices=("safetensors", "stablehlo", "onnx"))
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to export; default: the last")
+    command.add_argument(
+        "--names",
+        choices=("torch", "resnet_jax"),
+        default="torch",
+        help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours",
+    )
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("checkpoints", help="list the checkpoints of a work directory and verify them")
+    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument(
+        "--accept",
+        type=int,
+        metavar="STEP",
+        help="first give this checkpoint checksums of its files as they are: one of a version that wrote none, or that"
+        " was changed on purpose",
+    )
+    command.set_defaults(run=_checkpoints)
+
+    add_data_commands(commands)
+
+    command = commands.add_parser("paper", help="a table or figure of the paper, filled from runs")
+    command.add_argument(
+        "name", choices=_PAPER, metavar="NAME", help="table1 to table6, figure1, figure4, figure6 or figure7"
+    )
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs; default: runs")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where files are written; default: RUNS/paper")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--train", action="store_true", help="run what is missing, cheapest first")
+    command.add_argument("--budget", type=float, metavar="MINUTES", help="stop and save --train after so long")
+    command.set_defaults(run=_paper)
+
+    command = commands.add_parser("responses", help="standard deviations of the layer responses (Fig. 7)")
+    command.add_argument("workdirs", type=Path, nargs="+", metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to measure; default: the last")
+    command.add_argument("--json", action="store_true", help="print one JSON object a work directory instead")
+    command.set_defaults(run=_responses)
+
+    command = commands.add_parser("report", help="one HTML page of a run: curves, errors, mistakes, configuration")
+    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument("--out", type=Path, metavar="FILE", help="file to write; default: WORKDIR/report.html")
+    command.add_argument("--data.dir", dest="data_dir", metavar="DIR", help="where the data set is now")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to test; default: the last")
+    command.set_defaults(run=_report)
+
+    return parser
+
+
+def _summary(options: argparse.Namespace) -> int:
+    from resnet_jax.models import create_model, parse_name
+    from resnet_jax.paper.analysis.summary import summarize, to_table
+
+    chosen = {"shortcut": options.shortcut, "stride_on": options.stride_on}
+    try:
+        model = create_model(options.model, **{name: value for name, value in chosen.items() if value})
+        size = options.image_size or (32 if parse_name(options.model).family == "cifar" else 224)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    if size < 32:
+        raise UserError(f"--image-size must be at least 32; got {size}")
+    summary = summarize(options.model, model, size)
+    print(json.dumps(summary.to_dict()) if options.json else to_table(summary))
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from resnet_jax.convert.weights_in import import_weights
+
+    config = import_weights(
+        options.file,
+        options.model,
+        options.out,
+        preprocessing=options.preprocessing,
+        mean_file=options.mean_file,
+        stride_on=options.stride_on,
+    )
+    model = config.model
+    stride = f", stride on the {model.stride_on}" if model.family == "imagenet" and model.depth >= 50 else ""
+    print(f"imported {options.file} into {options.out}: {options.model}, shortcut {model.shortcut}{stride}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from resnet_jax.convert.weights_out import export
+
+    difference = export(options.workdir, options.format, options.out, names=options.names, step=options.step)
+    print(f"exported {options.workdir} to {options.out}; reloaded and compared: largest difference {difference:.3g}")
+    return 0
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    from resnet_jax.run.checkpoint import accept, describe
+    from resnet_jax.run.workdir import load_config
+
+    load_config(options.workdir)  # which is refused if this is no work directory
+    if options.accept is not None:
+        accept(options.workdir, options.accept)
+    text, damaged = describe(options.workdir)
+    print(text)
+    return 1 if damaged else 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    if options.budget is not None and not (options.train and options.budget > 0):
+        raise UserError("--budget takes the minutes, more than 0, that --train may run")
+    from resnet_jax.paper.commands import fill
+    from resnet_jax.paper.make import make
+
+    def current() -> Artefact:
+        return make(options.name, options.runs, options.data_dir)
+
+    if options.train:
+        options.runs.mkdir(parents=True, exist_ok=True)
+        fill(current, options.budget, lambda line: print(line, flush=True))
+    artefact = current()
+    written = artefact.write(options.out or options.runs / "paper")
+    print(artefact.to_text())
+    print(f"\nwrote {', '.join(map(str, written))}")
+    return 0
+
+
+def _responses(options: argparse.Namespace) -> int:
+    if options.step is not None and len(options.workdirs) > 1:
+        raise UserError(f"--step goes with one work directory; got {len(options.workdirs)}")
+    from resnet_jax.paper.analysis.responses import measure_workdir, to_table
+    from resnet_jax.parallel.devices import configure
+
+    configure()
+    for workdir in options.workdirs:
+        responses = measure_workdir(workdir, data_dir=options.data_dir, step=options.step)
+        if options.json:
+            print(json.dumps({"workdir": str(workdir), **responses.to_dict()}))
+        else:
+            print(f"{workdir}, step {responses.step}\n\n{to_table(responses)}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    path = options.out or options.workdir / "report.html"
+    if options.out and not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}")
+    from resnet_jax.evaluate import evaluate
+    from resnet_jax.paper.analysis.report import write_report
+    from resnet_jax.parallel.devices import configure
+
+    configure()
+    evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
+    write_report(options.workdir, evaluation, path)
+    print(f"wrote {path}")
+    return 0

@@ -1,0 +1,75 @@
+"""Data sets by name, in memory or read image by image in training: a source is one file and one line of SOURCES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
+
+from resnet_jax.data.sources.cifar10 import load_cifar10
+from resnet_jax.data.sources.digits import load_digits
+from resnet_jax.data.sources.image_folder import load_image_folder, load_test_folder
+from resnet_jax.data.sources.packed import is_packed, load_packed, load_packed_test
+from resnet_jax.data.sources.tfds_source import load_tfds
+from resnet_jax.data.splits import images_to_test
+from resnet_jax.data.types import AnyDataset, LabelledImages
+from resnet_jax.errors import UserError, did_you_mean
+
+
+def _load_folder(name: str, data_dir: str | Path) -> AnyDataset:
+    return load_packed(name, data_dir) if is_packed(data_dir) else load_image_folder(name, data_dir)
+
+
+# By what a name begins with, up to a colon: load(name, data_dir).
+SOURCES: dict[str, Callable[[str, str | Path], AnyDataset]] = {
+    "digits": lambda name, data_dir: load_digits(),
+    "cifar10": lambda name, data_dir: load_cifar10(data_dir),
+    "imagenet": _load_folder,
+    "folder": _load_folder,
+    "tfds:": lambda name, data_dir: load_tfds(name.removeprefix("tfds:"), data_dir),
+}
+
+
+def load_dataset(name: str, data_dir: str | Path) -> AnyDataset:
+    """Load the data set `name` from below `data_dir`.
+
+    Args:
+      name: "digits" (needs no files), "cifar10", "imagenet" or "folder" (images in train/CLASS and val/CLASS, as they
+        are or packed), or "tfds:NAME" such as "tfds:mnist:3.0.1".
+      data_dir: where files are looked for, and put if they have to be downloaded.
+
+    Raises:
+      UserError: an unknown name, an empty split, no classes, or whatever its source finds wrong.
+    """
+    source = "tfds:" if name.startswith("tfds:") else name
+    if source not in SOURCES:
+        hint = did_you_mean(name, SOURCES)
+        raise UserError(f"unknown data set {name!r}: choose digits, cifar10, imagenet, folder or tfds:NAME{hint}")
+    dataset = SOURCES[source](name, data_dir)
+    parts = {"training images": dataset.train, "test images": dataset.test, "classes": dataset.class_names}
+    _check_not_empty(name, data_dir, parts)
+    return dataset
+
+
+def load_test_images(name: str, data_dir: str | Path) -> LabelledImages:
+    """Load the images that the data set `name` is tested on.
+
+    Args:
+      name: as for load_dataset; "imagenet" and "folder" need no images to train on.
+      data_dir: where files are looked for.
+
+    Raises:
+      UserError: an unknown name, no images, no classes, or whatever its source finds wrong.
+    """
+    if SOURCES.get(name) is _load_folder:
+        test = load_packed_test(name, data_dir) if is_packed(data_dir) else load_test_folder(name, data_dir)
+    else:
+        test = images_to_test(load_dataset(name, data_dir))
+    _check_not_empty(name, data_dir, {"test images": test, "classes": test.class_names})
+    return test
+
+
+def _check_not_empty(name: str, data_dir: str | Path, parts: Mapping[str, Sized]) -> None:
+    """Raise UserError for what is empty: a mean over nothing would be NaN."""
+    for kind, part in parts.items():
+        if not len(part):
+            raise UserError(f"{name} in {data_dir} has no {kind}")

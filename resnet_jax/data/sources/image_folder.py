@@ -1,0 +1,227 @@
+"""Images in a folder for each class, such as those of ImageNet; each is read only when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax.data.decode import BrokenImageError
+from resnet_jax.data.inside import check_inside, read_file
+from resnet_jax.data.sources.label_file import FILE_NAMES, find_label_file, read_labels
+from resnet_jax.data.sources.names import Names, index_names
+from resnet_jax.data.splits import decoded_images
+from resnet_jax.data.types import LabelledImages, StreamedDataset
+from resnet_jax.errors import UserError
+
+# Files of a class folder that are images; any other file there is ignored.
+EXTENSIONS = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"})
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolder:
+    """Image files and their labels: EncodedImages.
+
+    Attributes:
+      root: the folder of the split.
+      names: paths below it.
+      labels: [N] int32.
+    """
+
+    root: Path
+    names: Names
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, root: Path, entries: Iterable[tuple[int, str]]) -> ImageFolder:
+        """Make an index of (label, path below `root`) pairs, in their order."""
+        return cls(root, *index_names(entries))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def id(self, index: int) -> str:
+        """Return the path below the folder of the split."""
+        return self.names.text(index)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return a file's content and its label.
+
+        Raises:
+          BrokenImageError: it cannot be read.
+        """
+        try:
+            return read_file(self.names.path(self.root, index)), int(self.labels[index])
+        except OSError as error:
+            raise BrokenImageError(error.strerror or str(error)) from error
+
+
+def load_image_folder(name: str, data_dir: str | Path) -> StreamedDataset:
+    """List the images DATA_DIR/train/CLASS/FILE and those to test on, as list_val() does.
+
+    Args:
+      name: of the data set.
+      data_dir: the folder that holds train/ and val/.
+
+    Raises:
+      UserError: a folder is not there or holds no images, val/ has not the classes of train/, or a label file is wrong.
+    """
+    root = Path(data_dir).expanduser()
+    train, class_names = list_train(root)
+    return StreamedDataset(name, root, train, list_val(root, class_names), class_names)
+
+
+def load_test_folder(name: str, data_dir: str | Path) -> LabelledImages:
+    """List the images to test on; train/ need not be there, and then the classes are those of val/.
+
+    A class without images counts as one all the same, so that a part of the images can be tested on.
+
+    Args:
+      name: of the data set.
+      data_dir: the folder that holds val/.
+
+    Raises:
+      UserError: no such folder, no image in it, classes that train/ has not, or a wrong label file.
+    """
+    root = Path(data_dir).expanduser()
+    if not (root / "val").is_dir():
+        raise UserError(f"no folder {root / 'val'}: --data.dir must name the folder that holds val/CLASS/FILE")
+    trained = tuple(_class_folders(root / "train", root)) if (root / "train").is_dir() else None
+    images, class_names = _list_val(root, trained)
+    return decoded_images(name, images, class_names)
+
+
+def list_train(data_dir: Path) -> tuple[ImageFolder, tuple[str, ...]]:
+    """List DATA_DIR/train/CLASS/FILE, class by class; return the images and the classes, which are sorted by name.
+
+    Raises:
+      UserError: no such folder, or a class without images.
+    """
+    root = data_dir / "train"
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: the data folder must hold train/CLASS/FILE and val/CLASS/FILE")
+    class_names = _class_folders(root, data_dir)
+    if not class_names:
+        raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
+    images = ImageFolder.of(root, _nested(root, class_names, data_dir))
+    _check_classes_present(images, class_names, "delete the folder if there is no such class")
+    return images, tuple(class_names)
+
+
+def list_val(data_dir: Path, class_names: Sequence[str]) -> ImageFolder:
+    """List DATA_DIR/val/CLASS/FILE, or DATA_DIR/val/FILE with the labels of one of label_file.FILE_NAMES.
+
+    Args:
+      data_dir: the folder that holds val/.
+      class_names: those of train/.
+
+    Raises:
+      UserError: no such folder, classes that are not those of train/, or a wrong label file.
+    """
+    root = data_dir / "val"
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: training needs images to test on, as {root}/CLASS/FILE")
+    images, _ = _list_val(data_dir, class_names)
+    _check_classes_present(images, class_names, f"{data_dir / 'train'} has them")
+    return images
+
+
+def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
+    """List the images of val/; without `class_names` they are found there."""
+    root = data_dir / "val"
+    folders = _class_folders(root, data_dir)
+    if not folders:
+        return _list_flat(data_dir, class_names)
+    class_names = tuple(folders if class_names is None else class_names)
+    unknown = sorted(set(folders) - set(class_names))
+    if unknown:
+        raise UserError(f"{root / unknown[0]}: there is no such class in {data_dir / 'train'} ({len(unknown)} in all)")
+    images = ImageFolder.of(root, _nested(root, class_names, data_dir))
+    if not len(images):
+        raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
+    return images, class_names
+
+
+def _list_flat(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
+    """List the images right in val/, with labels from a file."""
+    root = data_dir / "val"
+    files = sorted(entry.name for entry in _entries(root) if _is_image(entry, data_dir))
+    if not files:
+        raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
+    path = find_label_file(data_dir)
+    if path is None:
+        raise UserError(
+            f"{root} holds images without folders of classes: put their labels into {data_dir / FILE_NAMES[0]} as lines"
+            f" FILE LABEL, or copy Kaggle's {FILE_NAMES[-1]} into {data_dir}"
+        )
+    labels, class_names = read_labels(path, root, files, class_names)
+    return ImageFolder.of(root, zip(labels, files, strict=True)), class_names
+
+
+def _class_folders(root: Path, data_dir: Path) -> list[str]:
+    """Return the sorted names of the folders in `root`, which is in `data_dir`."""
+    check_inside(root, data_dir)
+    folders, loose = [], []
+    for entry in _entries(root):
+        if _is_folder(entry):
+            if entry.is_symlink():
+                check_inside(entry.path, data_dir)
+            folders.append(entry.name)
+        elif _is_image(entry, data_dir):
+            loose.append(entry.name)
+    if folders and loose:
+        raise UserError(
+            f"{root / min(loose)} lies beside the folders of the classes ({len(loose)} such images):"
+            " move it into the one it belongs to"
+        )
+    return sorted(folders)
+
+
+def _nested(root: Path, class_names: Sequence[str], data_dir: Path) -> Iterator[tuple[int, str]]:
+    """Yield (label, CLASS/FILE) of all images, sorted; a class that has no folder has none."""
+    for label, name in enumerate(class_names):
+        files = (entry.name for entry in _entries(root / name) if _is_image(entry, data_dir))
+        for file in sorted(files):
+            yield label, f"{name}/{file}"
+
+
+def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint: str) -> None:
+    missing = np.flatnonzero(np.bincount(images.labels, minlength=len(class_names)) == 0)
+    if len(missing):
+        folder = images.root / class_names[missing[0]]
+        more = f" and of {len(missing) - 1} more classes" if len(missing) > 1 else ""
+        others = any(not _is_folder(entry) for entry in _entries(folder))
+        instead = f" (its files are none of {' '.join(sorted(EXTENSIONS))})" if others else ""
+        raise UserError(f"no images of the class {class_names[missing[0]]}{more} in {images.root}{instead}: {hint}")
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder but for hidden files such as .DS_Store; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    yield entry
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+
+
+def _is_image(entry: os.DirEntry[str], data_dir: Path) -> bool:
+    # Not is_file(): an image that is a broken link is to be reported, not left out.
+    if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS or _is_folder(entry):
+        return False
+    if entry.is_symlink():  # which listing the folder has told already: only links cost time
+        check_inside(entry.path, data_dir)
+    return True
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

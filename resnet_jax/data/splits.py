@@ -1,0 +1,114 @@
+"""Checked splits, validation images held out of the training images, and images to test on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from resnet_jax.data.decode import BrokenImageError, decode
+from resnet_jax.data.types import AnyDataset, Dataset, EncodedImages, LabelledImages, Split
+from resnet_jax.errors import UserError
+
+
+def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Split:
+    """Check images [N, H, W, C] and labels [N] of `source` (named in errors) and return them as a Split.
+
+    Raises:
+      UserError: not uint8 images of one size, no images at all, labels that are no whole numbers, counts that differ,
+        or a label out of range.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(f"{source}: expected uint8 images [N, H, W, C], found {images.dtype} {images.shape}")
+    if len(images) != len(labels) or not len(images):
+        raise UserError(f"{source}: {len(images)} images and {len(labels)} labels; expected one label an image")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":  # NaN would pass the next check, and [N, 1] broadcast later
+        raise UserError(f"{source}: expected labels [N] that are whole numbers, found {labels.dtype} {labels.shape}")
+    # Out of range, a one-hot label would silently be all zeros, and an index be clipped.
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise UserError(
+            f"{source}: label {labels[outside[0]]} of image {outside[0]} is outside 0..{num_classes - 1}"
+            f" ({len(outside)} such labels): the file is damaged or not of this data set"
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some of the images, in the order of `indices` [N]: EncodedImages."""
+
+    images: EncodedImages
+    indices: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.images.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def id(self, index: int) -> str:
+        return self.images.id(int(self.indices[index]))
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        return self.images.read(int(self.indices[index]))
+
+
+def split_validation(dataset: AnyDataset, size: int, seed: int) -> AnyDataset:
+    """Move `size` random training images into `validation`; the paper's 45k/5k split (Sec. 4.2) is size 5000.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    images = len(dataset.train)
+    if not 0 < size < images:
+        raise UserError(
+            f"--data.validation-size {size}: choose between 1 and {images - 1} ({dataset.name} has {images} training"
+            " images)"
+        )
+    order = np.random.RandomState(seed).permutation(images)  # RandomState: frozen for ever by NumPy
+    validation, train = np.sort(order[:size]), np.sort(order[size:])
+    if isinstance(dataset, Dataset):
+        pixels, labels = dataset.train.images, dataset.train.labels
+        parts = [Split(pixels[indices], labels[indices]) for indices in (train, validation)]
+        return dataclasses.replace(dataset, train=parts[0], validation=parts[1])
+    return dataclasses.replace(
+        dataset, train=Subset(dataset.train, train), validation=Subset(dataset.train, validation)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _DecodedImages:
+    """Images; indexing reads one as RGB uint8 [H, W, 3]."""
+
+    encoded: EncodedImages
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Read an image; grey and CMYK are converted.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        try:
+            content, _ = self.encoded.read(index)
+            return decode(content)
+        except BrokenImageError as error:
+            raise UserError(f"cannot read the image {self.encoded.id(index)}: {error}") from error
+
+
+def decoded_images(name: str, images: EncodedImages, class_names: tuple[str, ...]) -> LabelledImages:
+    """Return images to test on, decoded when they are asked for."""
+    ids = tuple(images.id(index) for index in range(len(images)))
+    return LabelledImages(name, _DecodedImages(images), images.labels, ids, class_names)
+
+
+def images_to_test(dataset: AnyDataset) -> LabelledImages:
+    """Return the images to test on of a data set, decoded when they are asked for."""
+    if isinstance(dataset, Dataset):
+        ids = tuple(map(str, range(len(dataset.test))))
+        return LabelledImages(dataset.name, dataset.test.images, dataset.test.labels, ids, dataset.class_names)
+    return decoded_images(dataset.name, dataset.test, dataset.class_names)

@@ -1,0 +1,334 @@
+"""A data set whose images are read, decoded and cropped by grain while it trains; batches depend on (seed, step) alone.
+
+The position in the data is the step: nothing else has to be saved. Batches do not depend on the number of worker
+processes, and the batches of all hosts together not on the number of hosts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
+from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
+from resnet_jax.data.processes import follow_parent
+from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
+from resnet_jax.data.views import Protocol, make_protocol, views
+from resnet_jax.errors import CommandError, UserError
+from resnet_jax.parallel.devices import cores, round_up
+
+T = TypeVar("T")
+
+_AHEAD = 2  # batches that each worker prepares
+_TRIES = 100  # images in a row that may be broken
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSlice:
+    """Which rows of each batch this process reads: the part `index` of `count` equal ones."""
+
+    index: int = 0
+    count: int = 1
+
+
+_WHOLE = ProcessSlice()
+
+
+class ReadAhead(Generic[T]):
+    """An iterator over what worker processes prepare; close it, or use it as a context manager, to end them."""
+
+    def __init__(self, iterator: Any, make: Callable[..., T]):
+        self._iterator, self._make = iterator, make
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """Return the next element.
+
+        Raises:
+          CommandError: a worker process was killed, or whatever it raises itself.
+        """
+        try:
+            arrays = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise CommandError(
+                "a worker process that reads images was killed: memory, or shared memory (/dev/shm; docker run"
+                " --shm-size), may be short; take fewer --data.workers"
+            ) from error
+        # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
+        return self._make(*(np.array(array) for array in arrays))
+
+    def __enter__(self) -> ReadAhead[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; a second call does nothing."""
+        if self._iterator is None:
+            return
+        self._iterator.close()
+        self._iterator = None
+        gc.collect()  # grain's iterators are cycles, and hold the last element in shared memory
+
+
+Batches = ReadAhead[HostBatch]
+
+
+def read_ahead(dataset: grain.MapDataset, make: Callable[..., T], workers: int | None) -> ReadAhead[T]:
+    """Compute the elements of `dataset` ahead, in order.
+
+    Args:
+      dataset: of elements that each take a while: tuples of arrays.
+      make: called with the arrays of each element, in this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    workers = cores() if workers is None else workers
+    if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
+        flags.FLAGS.mark_as_parsed()
+    threads = 1 if workers else cores()
+    elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
+        elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
+    iterator = iter(elements)
+    iterator.start_prefetch()  # while the caller prepares what it needs
+    return ReadAhead(iterator, make)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    del index, count
+    follow_parent()
+
+
+def training_batches(
+    images: EncodedImages,
+    window: RandomWindow,
+    *,
+    size: int,
+    flip: bool,
+    batch_size: int,
+    seed: int,
+    step: int,
+    rows: ProcessSlice = _WHOLE,
+    workers: int | None = None,
+) -> Batches:
+    """Return the batches of the steps `step`, step + 1, ... without end.
+
+    The epochs form one endless stream, each a permutation of its own, cut into batches: every image comes exactly once
+    an epoch, no remainder is dropped, and a batch may straddle two epochs. An image that cannot be read is replaced by
+    the next one that can.
+
+    Args:
+      images: to train on.
+      window: what is cropped.
+      size: of the crops in pixels.
+      flip: whether images are mirrored at random.
+      batch_size: images in a batch, over all processes.
+      seed: of the order, the windows and the mirroring.
+      step: of the first batch.
+      rows: of this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    view = _TrainingView(images, window, size, flip, seed)
+    stream = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat().map_with_index(view)
+    return read_ahead(_batches(stream, batch_size, rows)[step:], HostBatch, workers)
+
+
+def evaluation_batches(
+    images: EncodedImages,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    rows: ProcessSlice = _WHOLE,
+    workers: int | None = None,
+) -> Batches:
+    """Return batches that hold every image once; the last one is filled up with rows that do not count.
+
+    Args:
+      images: to test on.
+      protocol: "single".
+      batch_size: images in a batch, over all processes.
+      rows: of this process.
+      workers: processes; None: one a core; 0: threads of this process.
+    """
+    whole = -(-len(images) // batch_size) * batch_size
+    stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
+    return read_ahead(_batches(stream, batch_size, rows), HostBatch, workers)
+
+
+def _batches(stream: grain.MapDataset, batch_size: int, rows: ProcessSlice) -> grain.MapDataset:
+    """Cut a stream of rows into batches; whole batches are what worker processes prepare."""
+    return stream.batch(batch_size // rows.count)[rows.index :: rows.count]
+
+
+Row = tuple[np.ndarray, np.int32, np.int32, np.bool_]  # of a HostBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingView:
+    images: EncodedImages
+    window: RandomWindow
+    size: int
+    flip: bool
+    seed: int
+
+    def __call__(self, position: int, index: int) -> Row:
+        """Read the image `index`, at this position of the stream."""
+        broken = -1
+        for _ in range(_TRIES):
+            try:
+                image, label = self._read(position, index)
+            except BrokenImageError:
+                broken = index if broken < 0 else broken
+                index = (index + 1) % len(self.images)
+            else:
+                return image, np.int32(label), np.int32(broken), np.bool_(True)
+        raise UserError(f"{_TRIES} training images in a row cannot be read, from {self.images.id(broken)} on")
+
+    def _read(self, position: int, index: int) -> tuple[np.ndarray, int]:
+        rng = np.random.Generator(np.random.Philox(key=np.array([self.seed, position], np.uint64)))
+        data, label = self.images.read(index)
+        image = open_image(data)
+        window, mirrored = self.window(rng, *image.size), self.flip and rng.random() < 0.5
+        return decode_window(image, window, self.size, mirrored=mirrored), label
+
+
+@dataclasses.dataclass(frozen=True)
+class _TestView:
+    images: EncodedImages
+    protocol: Protocol
+
+    def __call__(self, index: int) -> Row:
+        """Read the image `index`; nothing beyond the last."""
+        broken = -1
+        if index < len(self.images):
+            try:
+                data, label = self.images.read(index)
+                (image,) = views(decode(data), self.protocol)
+                return image, np.int32(label), np.int32(-1), np.bool_(True)
+            except BrokenImageError:
+                broken = index
+        nothing = np.zeros((*self.protocol.input_size, 3), np.uint8)
+        return nothing, np.int32(0), np.int32(broken), np.bool_(False)
+
+
+class StreamedData:
+    """Images that are read, decoded and cropped by worker processes; one step is one dispatch; TrainingData.
+
+    Each process reads the rows of the batches that lie on its own devices.
+    """
+
+    most_steps = 1
+    streamed = True
+
+    def __init__(
+        self,
+        dataset: StreamedDataset,
+        config: DataConfig,
+        inputs: Inputs,
+        key: jax.Array,
+        *,
+        seed: int,
+        by_image: jax.sharding.Sharding,
+    ):
+        """Take a data set; nothing is read yet.
+
+        Args:
+          dataset: of images of many sizes.
+          config: of the batches, the crops and the workers.
+          inputs: of the network.
+          key: random key of the colours.
+          seed: of the order, the crops and the mirroring.
+          by_image: how batches lie on the devices.
+        """
+        self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
+        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+        self._splits: dict[str, EncodedImages] = {name: split for name, split in splits.items() if split is not None}
+        self.train_images = len(dataset.train)
+        self.held_out = tuple(name for name in self._splits if name != "train")
+        self._rows = ProcessSlice(jax.process_index(), jax.process_count())
+        height, width, _ = inputs.image_shape
+        self._protocol = make_protocol("single", (height, width))
+        self._batches: Batches | None = None
+        self._named: set[tuple[str, int]] = set()
+        self._unreadable: list[str] = []
+
+    def begin(self, step: int) -> tuple[HostBatch]:
+        size, config = self._protocol.input_size[0], self._config
+        window = scale_window(size, config.shorter_side) if config.crop == "scale" else area_window
+        self._batches = training_batches(
+            self._splits["train"],
+            window,
+            size=size,
+            flip=config.flip,
+            batch_size=config.batch_size,
+            seed=self._seed,
+            step=step,
+            rows=self._rows,
+            workers=config.workers,
+        )
+
+        def of_images(shape: tuple[int, ...], dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=self._by_image)
+
+        shapes = of_images((size, size, 3), jnp.uint8), *(of_images((), t) for t in (jnp.int32, jnp.int32, jnp.bool_))
+        return (HostBatch(*shapes),)
+
+    def train_arrays(self, count: int) -> tuple[HostBatch]:
+        del count  # 1
+        assert self._batches is not None, "begin() comes first"
+        return (self._put(next(self._batches), "train"),)
+
+    def to_train_batch(self, batch: HostBatch, step: jax.Array) -> Batch:
+        """Normalize a batch, and shift its colours, inside a jitted function."""
+        mean, std = self._inputs.preprocessing
+        images = normalize(batch.images, mean, std)
+        if self._inputs.lighting is not None:
+            images = random_lighting(jax.random.fold_in(self._key, step), images, self._inputs.lighting / std[:, None])
+        return Batch(images, batch.labels, batch.mask)
+
+    def eval_arrays(self, split: str) -> Generator[HostBatch, None, None]:
+        batches = evaluation_batches(
+            self._splits[split],
+            self._protocol,
+            batch_size=round_up(self._config.eval_batch_size),
+            rows=self._rows,
+            workers=self._config.workers,
+        )
+        with batches:
+            for batch in batches:
+                yield self._put(batch, split)
+
+    def to_eval_batch(self, arrays: HostBatch) -> Batch:
+        return Batch(normalize(arrays.images, *self._inputs.preprocessing), arrays.labels, arrays.mask)
+
+    def unreadable(self) -> list[str]:
+        names, self._unreadable = self._unreadable, []
+        return names
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+
+    def _put(self, batch: HostBatch, split: str) -> HostBatch:
+        """Note what could not be read, and lay this process's rows on its devices."""
+        for index in map(int, batch.broken[batch.broken >= 0]):
+            if (split, index) not in self._named:
+                self._named.add((split, index))
+                name = "training" if split == "train" else split
+                self._unreadable.append(f"{name} image {self._splits[split].id(index)}")
+        return HostBatch(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

@@ -1,0 +1,1 @@
+"""Commands that read a whole data set: check, pack, statistics."""

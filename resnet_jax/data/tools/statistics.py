@@ -1,0 +1,179 @@
+"""Mean image and principal colours of a data set, computed once and stored beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from resnet_jax.array_zip import read_arrays
+from resnet_jax.data.decode import BrokenImageError, decode
+from resnet_jax.data.inside import check_inside, open_regular
+from resnet_jax.data.streamed import read_ahead
+from resnet_jax.data.types import EncodedImages, StreamedDataset
+from resnet_jax.data.views import Protocol, make_protocol, views
+from resnet_jax.errors import UserError
+from resnet_jax.files import atomic_write
+
+FILE_NAME = "statistics.npz"
+_AT_ONCE = 32  # images that a worker process sums up
+
+
+class Statistics(NamedTuple):
+    """Of the training images, each resized and cropped in its centre as in testing; in units of [0, 1].
+
+    Attributes:
+      mean: the mean image [H, W, 3] float32 (Sec. 3.4: "with the per-pixel mean subtracted").
+      eigenvalues: of the covariance of the colours of all pixels, [3] float32, descending (Krizhevsky et al. 2012).
+      eigenvectors: [3, 3] float32, one in each column.
+      images: training images that there were.
+      broken: those of them that could not be read and are left out.
+    """
+
+    mean: np.ndarray
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+    images: int
+    broken: int
+
+    @property
+    def lighting(self) -> np.ndarray:
+        """[3, 3]: times three standard normal numbers, the colour augmentation of strength 1."""
+        return self.eigenvectors * self.eigenvalues
+
+
+class _Sums(NamedTuple):
+    """Exact sums over images, so that their order does not matter."""
+
+    pixels: np.ndarray  # [H, W, 3]
+    products: np.ndarray  # [3, 3]: of the colours of one pixel with each other
+    images: int
+    broken: int
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.pixels + other.pixels,
+            self.products + other.products,
+            self.images + other.images,
+            self.broken + other.broken,
+        )
+
+
+def compute_statistics(
+    images: EncodedImages,
+    image_size: int,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Statistics:
+    """Read all images once.
+
+    Args:
+      images: the training images.
+      image_size: height and width of the mean image, in pixels.
+      workers: processes; None: one a core; 0: threads of this process.
+      progress: is told how many images are done.
+
+    Raises:
+      UserError: no image can be read.
+    """
+    protocol = make_protocol("single", (image_size, image_size))
+    parts = grain.MapDataset.range(0, len(images), _AT_ONCE).map(_Summation(images, protocol))
+    shape = (image_size, image_size, 3)
+    total = _Sums(np.zeros(shape, np.int64), np.zeros((3, 3), np.int64), 0, 0)
+    with read_ahead(parts, _Sums, workers) as sums:
+        for part in sums:
+            total = total.plus(part)
+            progress(int(total.images + total.broken))
+    if not total.images:
+        raise UserError(f"none of the {len(images)} training images can be read")
+    count = int(total.images) * image_size**2
+    colour = total.pixels.sum((0, 1)) / count
+    covariance = (total.products / count - np.outer(colour, colour)) / 255**2
+    values, vectors = np.linalg.eigh(covariance)  # ascending
+    return Statistics(
+        mean=(total.pixels / (255 * int(total.images))).astype(np.float32),
+        eigenvalues=values[::-1].astype(np.float32),
+        eigenvectors=vectors[:, ::-1].astype(np.float32),
+        images=len(images),
+        broken=int(total.broken),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Summation:
+    images: EncodedImages
+    protocol: Protocol
+
+    def __call__(self, start: int) -> _Sums:
+        """Sum up the images from `start` on."""
+        pixels = np.zeros((*self.protocol.input_size, 3), np.int64)
+        products, done, broken = np.zeros((3, 3), np.int64), 0, 0
+        for index in range(start, min(start + _AT_ONCE, len(self.images))):
+            try:
+                (image,) = views(decode(self.images.read(index)[0]), self.protocol)
+            except BrokenImageError:
+                broken += 1
+                continue
+            pixels += image
+            colours = image.reshape(-1, 3).astype(np.float64)
+            products += (colours.T @ colours).astype(np.int64)  # whole numbers below 2^53: exact
+            done += 1
+        return _Sums(pixels, products, done, broken)
+
+
+def save_statistics(statistics: Statistics, folder: Path) -> Path:
+    """Write statistics beside a data set; return the file.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = folder / FILE_NAME
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez(file, **statistics._asdict())
+    return path
+
+
+def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistics:
+    """Read the statistics beside a data set.
+
+    Args:
+      dataset: the data set.
+      data_dir: --data.dir, which errors name.
+
+    Raises:
+      UserError: there are none, they are damaged, or of another number of images.
+    """
+    path = dataset.folder / FILE_NAME
+    images = len(dataset.train) + (len(dataset.validation) if dataset.validation else 0)
+    name = "" if dataset.name in ("imagenet", "folder") else f" --name {dataset.name}"
+    again = f"python -m resnet_jax data statistics {data_dir}{name}"
+    check_inside(path, dataset.folder)
+    try:
+        with open_regular(path) as file:
+            loaded: dict[str, Any] = read_arrays(file, Statistics._fields)
+        _check(loaded)
+        statistics = Statistics(**loaded)._replace(images=int(loaded["images"]), broken=int(loaded["broken"]))
+    except FileNotFoundError as error:
+        raise UserError(f"no {path}, which mean and colours come from: {again}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error}); compute it again: {again}") from error
+    if statistics.images != images:
+        raise UserError(f"{path} is of {statistics.images} training images, but there are {images}: {again}")
+    return statistics
+
+
+def _check(loaded: dict[str, np.ndarray]) -> None:
+    """Raise ValueError for arrays that save_statistics() never writes."""
+    mean = loaded["mean"]
+    shapes = {"mean": (*mean.shape[:2], 3), "eigenvalues": (3,), "eigenvectors": (3, 3), "images": (), "broken": ()}
+    for name, shape in shapes.items():
+        array, kind = loaded[name], np.integer if shape == () else np.float32
+        if array.shape != shape or not np.issubdtype(array.dtype, kind) or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
+    if mean.ndim != 3 or 0 in mean.shape:
+        raise ValueError(f"the mean image has shape {mean.shape}")

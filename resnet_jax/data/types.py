@@ -1,0 +1,226 @@
+"""What data sets consist of and what networks take: labelled images in splits, batches, preprocessing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from resnet_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images [N, H, W, C] uint8 and their labels [N] int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A classification data set in memory; `validation` is None unless it was split off `train`."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    validation: Split | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return self.train.images.shape[1:]
+
+
+class EncodedImages(Protocol):
+    """Images as their files hold them, read one by one, in any order, by any process.
+
+    Worker processes get a copy (by pickle), so it holds no open files, and little memory for each image.
+    """
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] int32; a source may have to read every image for them, so training takes those of read()."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def id(self, index: int) -> str:
+        """Return what names an image to a reader, such as "n01440764/n01440764_18.JPEG"."""
+        ...
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """Return a file's content, for decode.decode(), and its label.
+
+        Raises:
+          BrokenImageError: it cannot be read.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedDataset:
+    """A classification data set of images of many sizes; `validation` is None unless it was split off `train`.
+
+    Attributes:
+      name: of the data set.
+      folder: of the data set, where its statistics lie.
+      train: to train on.
+      test: to test on.
+      class_names: of the labels.
+      validation: images held out.
+    """
+
+    name: str
+    folder: Path
+    train: EncodedImages
+    test: EncodedImages
+    class_names: tuple[str, ...]
+    validation: EncodedImages | None = None
+
+
+AnyDataset = Dataset | StreamedDataset
+
+
+class TrainingData(Protocol):
+    """A data set that a network is trained and tested on, batch by batch, as arrays on the devices.
+
+    Attributes:
+      train_images: how many there are.
+      held_out: the other splits: "test", and "validation" if there is one.
+      most_steps: the most steps in one dispatch to the devices.
+      streamed: whether images are read while it trains.
+    """
+
+    train_images: int
+    held_out: tuple[str, ...]
+    most_steps: int
+    streamed: bool
+
+    def begin(self, step: int) -> Any:
+        """Go to the images of the step after `step`; return the shapes of what train_arrays() returns."""
+        ...
+
+    def train_arrays(self, count: int) -> Any:
+        """Return what the jitted training program takes beside the state, for the next `count` steps."""
+        ...
+
+    def eval_arrays(self, split: str) -> Generator[Any, None, None]:
+        """Yield what to_eval_batch() takes: every image of a held-out split once, single view."""
+        ...
+
+    def to_eval_batch(self, arrays: Any) -> Batch:
+        """Make a batch inside a jitted function."""
+        ...
+
+    def unreadable(self) -> list[str]:
+        """Return the images that could not be read since the last call, such as "training image n01440764/1.JPEG"."""
+        ...
+
+    def close(self) -> None:
+        """End what reads images."""
+        ...
+
+
+class Images(Protocol):
+    """A sequence of images, in memory or not: images[i] is RGB uint8 [H, W, 3]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """Images to test on, of any size.
+
+    Attributes:
+      name: of the data set.
+      images: as many as there are labels.
+      labels: [N] int32.
+      ids: what names each image to a reader: its number or its file.
+      class_names: of the labels.
+    """
+
+    name: str
+    images: Images
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Batch(NamedTuple):
+    """Images [N, H, W, C] float32 and labels [N] int32; `mask` [N] is False for padding that must not count."""
+
+    images: jax.Array
+    labels: jax.Array
+    mask: jax.Array
+
+
+class HostBatch(NamedTuple):
+    """A whole batch on the devices, or this process's rows of it as NumPy arrays.
+
+    Attributes:
+      images: uint8 [N, H, W, 3].
+      labels: int32 [N].
+      broken: int32 [N]: -1, or the number of the image that could not be read. In training another one stands in its
+        place.
+      mask: bool [N]: False for what must not count: broken images, and the rows that fill up the last batch.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    broken: jax.Array
+    mask: jax.Array
+
+
+class Preprocessing(NamedTuple):
+    """What normalize() needs, in units of [0, 1]: mean [H, W, C] or [C], std [C]. It belongs to the weights."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+class Inputs(NamedTuple):
+    """What the weights take and give.
+
+    Attributes:
+      image_shape: height, width, channels.
+      class_names: of the outputs.
+      preprocessing: mean and std.
+      lighting: colour augmentation in training, [3, 3] float32; None for none. See augment.random_lighting.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    lighting: np.ndarray | None = None
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Check the numbers that images are normalized with.
+
+    Raises:
+      UserError: one is not finite, or a standard deviation is not above 0 in float32.
+    """
+    mean, std = inputs.preprocessing
+    for name, array in (("mean", mean), ("std", std), ("lighting", inputs.lighting)):
+        if array is not None and not np.isfinite(array).all():
+            raise UserError(f"the {name} of the images is not finite")
+    if not np.all(np.asarray(std, np.float32) > 0):
+        raise UserError(f"the std of the images must be above 0; it is {np.asarray(std).tolist()}")

@@ -1,0 +1,1 @@
+"""Trained networks: load them, feed them images."""

@@ -1,0 +1,131 @@
+"""Trained networks: load one from a work directory, feed it images, begin another run with its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from resnet_jax.config import Config
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.types import Inputs
+from resnet_jax.errors import UserError
+from resnet_jax.models import Model, abstract_variables, build_model
+from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
+from resnet_jax.run.checkpoint import restore_variables
+from resnet_jax.run.workdir import load_config, load_inputs
+
+_HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
+_STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool_padding")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig:
+    """What belongs to trained weights.
+
+    Attributes:
+      run: the configuration of the run they come from.
+      step: of the checkpoint.
+      inputs: image size, names of the classes, mean and std.
+    """
+
+    run: Config
+    step: int
+    inputs: Inputs
+
+
+class Trained(NamedTuple):
+    """A network with its weights: `model.apply(variables, preprocess(images, config), train=False)`."""
+
+    model: Model
+    variables: dict[str, Any]
+    config: TrainedConfig
+
+
+def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = False) -> Trained:
+    """Load the network of a work directory, onto the first device; the data set is not needed.
+
+    Args:
+      workdir: of a run of train.py, or of an import.
+      step: of the checkpoint; None for the last one that is intact.
+      scan_blocks: whether the network is one with stacked blocks, which compiles fast however deep it is. It does
+        not matter how it was trained.
+
+    Returns:
+      (model, variables, config): variables holds `params` and `batch_stats`, float32.
+
+    Raises:
+      UserError: no work directory, or no such checkpoint or a damaged one.
+    """
+    workdir = Path(workdir)
+    config, inputs = load_config(workdir), load_inputs(workdir)
+    model_config = dataclasses.replace(config.model, scan_blocks=scan_blocks, remat=False)
+    model = build_model(model_config, len(inputs.class_names))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = abstract_variables(model, inputs.image_shape)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+    step, variables = restore_variables(workdir, wanted, step)
+    return Trained(model, variables, TrainedConfig(config, step, inputs))
+
+
+def preprocess(images: Any, config: TrainedConfig) -> jax.Array:
+    """Normalize images as the network was trained on them.
+
+    Args:
+      images: RGB uint8 [N, H, W, 3]; of the size config.inputs.image_shape where the mean is per pixel.
+      config: of load().
+
+    Returns:
+      float32 [N, H, W, 3].
+
+    Raises:
+      ValueError: images of another type or size.
+    """
+    mean, std = config.inputs.preprocessing
+    images = jax.numpy.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"expected uint8 images [N, H, W, 3], got {images.dtype} {images.shape}")
+    if mean.ndim == 3 and images.shape[1:] != mean.shape:
+        raise ValueError(f"the mean is per pixel, for images {mean.shape}; got {images.shape[1:]}")
+    return normalize(images, mean, std)
+
+
+def check_same_network(trained: Trained, config: Config) -> None:
+    """Check what shapes alone would not show, such as which convolution subsamples.
+
+    Raises:
+      UserError: the networks differ in more than the number of classes.
+    """
+    for name in _STRUCTURE:
+        theirs, ours = getattr(trained.config.run.model, name), getattr(config.model, name)
+        if theirs != ours:
+            option = f"--model.{name.replace('_', '-')}"
+            raise UserError(
+                f"--init-from holds a network with model.{name} {theirs}, not {ours}: add {option} {theirs}"
+            )
+
+
+def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]:
+    """Replace `params` and `batch_stats` of a new network, but for a last layer of other classes.
+
+    Raises:
+      UserError: other layers differ.
+    """
+    params = flatten_dict(unstack_blocks(jax.device_get(variables["params"])))
+    theirs = unstack_blocks(trained.variables)
+    their_params = flatten_dict(theirs["params"])
+    differing = {
+        path[0] for path in params if path not in their_params or params[path].shape != their_params[path].shape
+    }
+    if differing - set(_HEADS):
+        raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
+
+    adopted = {path: old if path[0] in differing else their_params[path] for path, old in params.items()}
+    weights = {"params": unflatten_dict(adopted), "batch_stats": theirs["batch_stats"]}
+    if is_stacked(variables):
+        weights = stack_blocks(weights)
+    return jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, variables)

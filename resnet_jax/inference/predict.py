@@ -1,0 +1,163 @@
+"""Probabilities of images of any size by a trained network, batch by batch over all devices."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.inputs import adapt_preprocessing
+from resnet_jax.data.types import Images
+from resnet_jax.data.views import Protocol, views
+from resnet_jax.inference.load import Trained
+from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.fully_convolutional import fully_convolutional_logits
+from resnet_jax.parallel.devices import cores, make_shardings
+
+_RUN_AHEAD = 2  # batches that the host may be ahead of the device
+_STEPS_OF_SIZE = 4  # an array is longer than its images by at most this part of the shorter side
+
+Size = tuple[int, int]
+
+
+def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size: int) -> np.ndarray:
+    """Return the mean softmax output over the views of each image.
+
+    Args:
+      trained: the network.
+      images: images[i] is RGB uint8 [H, W, 3].
+      protocol: the views.
+      batch_size: views of the input's size computed at a time; of larger views fewer. It changes no result.
+
+    Returns:
+      [N, num_classes] float64; each row sums to 1.
+    """
+    logits = _Logits(trained, protocol)
+    totals = np.zeros((len(images), len(trained.config.inputs.class_names)))
+    pending: deque[tuple[list[int], jax.Array]] = deque()
+
+    def finish() -> None:
+        indices, on_device = pending.popleft()
+        for of_views in np.asarray(on_device, np.float64):  # as they are, and mirrored
+            np.add.at(totals, indices, _softmax(of_views[: len(indices)]))
+
+    for batch in _batches(images, protocol, batch_size, jax.device_count()):
+        pending.append((batch.indices, logits(batch)))
+        while len(pending) > _RUN_AHEAD:
+            finish()
+    while pending:
+        finish()
+    return totals / totals.sum(1, keepdims=True)  # each view has added 1
+
+
+class _Batch:
+    """Views of one array size, their sizes, and the number of the image that each is of."""
+
+    def __init__(self, capacity: int, size: Size):
+        self.images = np.zeros((capacity, *size, 3), np.uint8)
+        self.sizes = np.tile(np.array(size, np.int32), (capacity, 1))  # what is not filled counts as full
+        self.indices: list[int] = []
+
+    def add(self, index: int, view: np.ndarray) -> None:
+        row = len(self.indices)
+        self.images[row, : view.shape[0], : view.shape[1]] = view
+        self.sizes[row] = view.shape[:2]
+        self.indices.append(index)
+
+    @property
+    def full(self) -> bool:
+        return len(self.indices) == len(self.images)
+
+
+def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) -> Iterator[_Batch]:
+    """Yield batches that hold every view exactly once."""
+    open_batches: dict[Size, _Batch] = {}
+    input_area = protocol.input_size[0] * protocol.input_size[1]
+    for index, image_views in enumerate(read_views(images, protocol)):
+        for view in image_views:
+            size = _array_size(view.shape[:2], protocol)
+            if size not in open_batches:
+                capacity = max(batch_size * input_area // (size[0] * size[1]), 1)
+                open_batches[size] = _Batch(-(-capacity // devices) * devices, size)
+            batch = open_batches[size]
+            batch.add(index, view)
+            if batch.full:
+                del open_batches[size]
+                yield batch
+    yield from open_batches.values()
+
+
+def read_views(images: Images, protocol: Protocol) -> Iterator[list[np.ndarray]]:
+    """Yield the views of each image, in order; they are read and resized in threads, a few images ahead."""
+    with ThreadPoolExecutor(cores()) as pool:
+        indices = iter(range(len(images)))
+
+        def submit(count: int) -> list[Any]:
+            return [pool.submit(lambda i: views(images[i], protocol), i) for i in islice(indices, count)]
+
+        queue = deque(submit(4 * cores()))
+        while queue:
+            yield queue.popleft().result()
+            queue.extend(submit(1))
+
+
+def _array_size(size: Size, protocol: Protocol) -> Size:
+    """Round the longer side of a view up: one compiled program serves many sizes."""
+    if not protocol.fully_convolutional:
+        return size
+    shorter, longer = sorted(size)
+    step = max(shorter // _STEPS_OF_SIZE, 1)
+    longer = shorter - (shorter - longer) // step * step
+    return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
+
+
+class _Logits:
+    """The network on batches of views: compiled once for each size of the arrays."""
+
+    def __init__(self, trained: Trained, protocol: Protocol):
+        self._trained, self._protocol = trained, protocol
+        self._model = for_this_backend(trained.model)
+        replicated, self._by_image = make_shardings()
+        self._variables = jax.device_put(trained.variables, replicated)
+        self._compute = jax.jit(self._of_views, out_shardings=replicated)
+
+    def __call__(self, batch: _Batch) -> jax.Array:
+        """Return [1 or 2, N, num_classes] float32: of the views, and of their mirror images."""
+        return self._compute(self._variables, *jax.device_put((batch.images, batch.sizes), self._by_image))
+
+    def _of_views(self, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        square = images.shape[1] == images.shape[2]  # only square views lie in a square array: they fill it
+        flips = (False, True) if self._protocol.flipped else (False,)
+        _, height, width, channels = images.shape
+        preprocessing = adapt_preprocessing(self._trained.config.inputs.preprocessing, (height, width, channels))
+        outputs: list[Any] = []
+        for flip in flips:
+            x = normalize(_mirror(images, sizes) if flip else images, *preprocessing)
+            if self._protocol.fully_convolutional:
+                extents = None if square else sizes
+                outputs.append(
+                    fully_convolutional_logits(self._model, variables, x, extents, self._protocol.input_size)
+                )
+            else:
+                outputs.append(self._model.apply(variables, x, train=False))
+        return jnp.stack(outputs)
+
+
+def _mirror(images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Mirror each image left to right within its size, leaving what is beyond it behind it."""
+    column = jnp.arange(images.shape[2])
+    mirrored = sizes[:, 1, None] - 1 - column  # [N, W]
+    source = jnp.where(mirrored >= 0, mirrored, column)
+    return jnp.take_along_axis(images, source[:, None, :, None], axis=2)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)

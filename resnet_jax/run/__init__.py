@@ -1,0 +1,1 @@
+"""The record of a run: work directory, checkpoints, logs, lock."""

@@ -1,0 +1,276 @@
+"""The record of a run: metrics.jsonl, TensorBoard events, and a live progress bar or plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnet_jax import files
+from resnet_jax.errors import StorageError, UserError
+from resnet_jax.metrics import Metrics, shown_errors
+from resnet_jax.parallel.devices import environment
+from resnet_jax.run.curves import plot_curves
+from resnet_jax.run.events import EventFile
+from resnet_jax.run.records import FILE_NAME, read_records
+
+
+class Log(Protocol):
+    """What a run tells of itself; a context manager."""
+
+    def __enter__(self) -> Log: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def start(self, step: int, **description: Any) -> None:
+        """Record versions, devices and what runs on them."""
+        ...
+
+    def advance(self, step: int, status: str) -> None:
+        """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
+        ...
+
+    def train(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        learning_rate: float,
+        gradient_norm: float,
+        images_per_second: float,
+        skipped: int | None = None,
+    ) -> None:
+        """Record the training steps since the last call.
+
+        Args:
+          step: the last one.
+          metrics: of all of them.
+          learning_rate: of the last one.
+          gradient_norm: mean.
+          images_per_second: speed.
+          skipped: images that could not be read; None where images are not read from the disk.
+        """
+        ...
+
+    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+        """Record evaluations on the splits "validation" and "test"."""
+        ...
+
+    def draw_curves(self) -> None:
+        """Draw curves.png anew."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        ...
+
+    def warn(self, line: str) -> None:
+        """Print what a user should know of; every process does."""
+        ...
+
+
+def open_log(workdir: Path, *, step: int, steps: int, num_classes: int, evaluated: bool, go_on_without: bool) -> Log:
+    """Open the log of this process; the arguments are those of RunLog."""
+    if jax.process_index() > 0:
+        return SilentLog()
+    return RunLog(
+        workdir, step=step, steps=steps, num_classes=num_classes, evaluated=evaluated, go_on_without=go_on_without
+    )
+
+
+class RunLog:
+    """Write records of kind "start", "train", "validation" and "test"; a context manager.
+
+    Every record has `kind`, `step` and `time` (seconds since 1970). "train" averages the steps since the
+    record before it: `loss` in nats, `error` in %, `images`, `learning_rate`, `gradient_norm`,
+    `images_per_second`; of images read from the disk also how many had to be `skipped`. "validation" and "test" have
+    `loss`, `error` and `images`. All have `top5_error` in % if that is asked for.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        steps: int,
+        num_classes: int = 10,
+        evaluated: bool = True,
+        go_on_without: bool = False,
+    ):
+        """Go on after `step` of `steps`: records beyond it, of a run that died later, are dropped.
+
+        Args:
+          workdir: of the run.
+          step: the last one that was made.
+          steps: in all.
+          num_classes: decides which errors are recorded; see metrics.shown_errors().
+          evaluated: whether the evaluation after `step` was made; if not, a record of it is dropped, too.
+          go_on_without: whether the run goes on without a log that cannot be written.
+        """
+        dropped = set() if evaluated else {(kind, step) for kind in ("validation", "test")}
+        records = [record for record in read_records(workdir) if record["step"] <= step]
+        records = [record for record in records if (record["kind"], record["step"]) not in dropped]
+        kept = "".join(json.dumps(record) + "\n" for record in records)
+        with files.atomic_write(workdir / FILE_NAME) as partial:
+            partial.write_text(kept)
+        self._path = workdir / FILE_NAME
+        self._file = self._path.open("ab", buffering=0)  # a file of ours: it was just replaced
+        self._events = EventFile(workdir / "tensorboard", purge_step=step + 1 if step else None)
+        self._go_on_without, self._given_up = go_on_without, set[str]()
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=step, status="compiling")
+        self._width = len(str(steps))
+        self._shown = shown_errors(num_classes)
+        self._workdir = workdir
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # of a terminal that is gone, or what a full disk did not take before
+            self._progress.stop()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
+
+    def start(self, step: int, **description: Any) -> None:
+        values = {**environment(), **description}
+        self._write("start", step, values)
+        self.say("  ".join(f"{name} {value}" for name, value in values.items()))
+
+    def advance(self, step: int, status: str) -> None:
+        self._progress.update(self._task, completed=step, status=status)
+
+    def train(
+        self,
+        step: int,
+        metrics: Metrics,
+        *,
+        learning_rate: float,
+        gradient_norm: float,
+        images_per_second: float,
+        skipped: int | None = None,
+    ) -> None:
+        values = {
+            **self._values(metrics),
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "images_per_second": round(images_per_second, 1),
+            **({} if skipped is None else {"skipped": skipped}),
+        }
+        self._write("train", step, values)
+        self._progress.update(self._task, completed=step)
+        self.say(
+            f"step {step:{self._width}}  learning rate {learning_rate:g}  loss {metrics.mean_loss:.4f}"
+            f"  {self._errors(metrics)}  {images_per_second:,.0f} images/s"
+            + (f"  {skipped:,} unreadable images skipped" if skipped else "")
+        )
+
+    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+        for split, metrics in results.items():
+            self._write(split, step, self._values(metrics))
+            self.say(
+                f"step {step:{self._width}}  {split} {self._errors(metrics)}"
+                f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
+            )
+
+    def draw_curves(self) -> None:
+        self._attempt("curves.png", lambda: plot_curves(self._workdir, title=self._workdir.name))
+
+    def say(self, line: str) -> None:
+        def write() -> None:
+            self._console.print(line, markup=False, soft_wrap=True)
+            sys.stdout.flush()
+
+        self._attempt("the standard output", write)
+
+    def _attempt(self, name: str, write: Callable[[], object]) -> None:
+        """Write a part of the record of the run; if the disk does not take it, stop or go on without that part.
+
+        Raises:
+          StorageError: it cannot be written, and the run should not go on without it.
+        """
+        if name in self._given_up:
+            return
+        try:
+            write()
+        except (OSError, UserError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            reason = getattr(cause, "strerror", None) or str(error)
+            if not self._go_on_without:
+                if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+                    raise
+                raise StorageError(
+                    f"cannot write {name}: {reason}; run it again when that is mended, or add --run.on-log-error"
+                    " continue to go on without"
+                ) from error
+            self._given_up.add(name)
+            print(f"warning: cannot write {name}: {reason}; going on without", file=sys.stderr)
+
+    def _values(self, metrics: Metrics) -> dict[str, Any]:
+        errors = {name: error for name, error in metrics.errors.items() if name in self._shown}
+        return {"loss": metrics.mean_loss, **errors, "images": metrics.images}
+
+    def _errors(self, metrics: Metrics) -> str:
+        return "  ".join(f"{shown.label} {metrics.errors[name]:.2f} %" for name, shown in self._shown.items())
+
+    def warn(self, line: str) -> None:
+        self.say(line)
+
+    def _write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        now = round(time.time(), 3)
+        line = json.dumps({"kind": kind, "step": step, "time": now, **values})
+        self._attempt(str(self._path), lambda: files.append_line(self._file, line))
+        if kind != "start":
+            scalars = {f"{kind}/{name}": value for name, value in values.items()}
+            self._attempt("TensorBoard's events", lambda: self._events.write(step, now, scalars))
+
+
+class SilentLog:
+    """The log of all processes but the first: nothing is written, and only warnings are printed."""
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, step: int, **description: Any) -> None:
+        pass
+
+    def advance(self, step: int, status: str) -> None:
+        pass
+
+    def train(self, step: int, metrics: Metrics, **values: Any) -> None:
+        pass
+
+    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+        pass
+
+    def draw_curves(self) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+    def warn(self, line: str) -> None:
+        print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
