@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Collection
+from types import ModuleType
 
 
 class CommandError(Exception):
@@ -51,6 +53,19 @@ def reason(error: BaseException) -> str:
     """Return what an error says, as the operating system has it or else as one short line."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return " ".join(text.split())[:300] or type(error).__name__
+
+
+def optional(module: str, *, extra: str) -> ModuleType:
+    """Import what only a part of the program needs, and the extra of that name installs.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"this needs {package}, of the extra [{extra}]: pip install {package}") from error
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

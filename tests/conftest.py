@@ -9,13 +9,14 @@ import sys
 import tempfile
 
 import pytest
+from paths import SHARED
 
 # Programs that several tests compile are compiled once; the processes that tests start share them.
 _CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-UNPACK = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10" / "unpack.py"
+UNPACK = SHARED / "data" / "cifar10" / "unpack.py"
 
 
 @pytest.fixture(scope="session")

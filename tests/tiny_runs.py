@@ -13,10 +13,10 @@ import pytest
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.experiment import Experiment
 from resnet_jax.run.checkpoint import restore
-from resnet_jax.steps import TrainState
 from resnet_jax.run.workdir import load_inputs
+from resnet_jax.steps import TrainState
+from resnet_jax.training import Trainer
 
 
 def make_split(count: int, seed: int) -> Split:
@@ -28,13 +28,15 @@ def make_split(count: int, seed: int) -> Split:
     return Split(images.astype(np.uint8), labels)
 
 
+TINY = Dataset("tiny", make_split(101, seed=0), make_split(53, seed=1), ("red", "green", "blue"))
+
+
 @contextlib.contextmanager
 def tiny_dataset() -> Iterator[None]:
     """Stand in for every data set."""
-    dataset = Dataset("tiny", make_split(101, seed=0), make_split(53, seed=1), ("red", "green", "blue"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("experiment", "data"):
-            patch.setattr(f"resnet_jax.{module}.load_dataset", lambda name, data_dir: dataset)
+        for module in ("inputs", "sources"):
+            patch.setattr(f"resnet_jax.data.{module}.load_dataset", lambda name, data_dir: TINY)
         yield
 
 
@@ -52,8 +54,8 @@ def make_config(workdir: Path, *, optim: dict[str, Any] | None = None, **run: An
 
 def saved_state(workdir: Path, config: Config, step: int | None = None) -> TrainState:
     """The checkpoint of a step, or the last, on the host."""
-    experiment = Experiment(config, load_inputs(workdir))
-    return jax.device_get(restore(workdir, experiment.abstract_state(), step))
+    trainer = Trainer(config, load_inputs(workdir), TINY)
+    return jax.device_get(restore(workdir, trainer.abstract_state(), step))
 
 
 def assert_same_bits(a: Any, b: Any) -> None:

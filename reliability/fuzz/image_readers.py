@@ -180,5 +180,12 @@ IMAGE_READERS = (
     Reader("image-folder", 2000, _STREAMED, _folder_files, _damage_image, _read_streamed),
     Reader("packed", 1200, _PACKED, _packed_files, _damage_packed, _check_packed),
     Reader("label-file", 800, ("resnet_jax.data.sources.label_file",), _label_files, _damage_labels, _read_labels),
-    Reader("statistics", 400, ("resnet_jax.data.tools.statistics",), _statistics_files, _damage_statistics, _read_statistics),
+    Reader(
+        "statistics",
+        400,
+        ("resnet_jax.data.tools.statistics",),
+        _statistics_files,
+        _damage_statistics,
+        _read_statistics,
+    ),
 )

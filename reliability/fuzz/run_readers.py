@@ -184,7 +184,12 @@ def _read_evaluations(folder: Path, names: frozenset[str]) -> None:
     assert responses is None or all(math.isfinite(std) and std >= 0 for std in responses.stds)
 
 
-_LOGS = ("resnet_jax.files", "resnet_jax.run.logs", "resnet_jax.paper.analysis.curves", "resnet_jax.paper.analysis.report")
+_LOGS = (
+    "resnet_jax.files",
+    "resnet_jax.run.logs",
+    "resnet_jax.paper.analysis.curves",
+    "resnet_jax.paper.analysis.report",
+)
 RUN_READERS = (
     Reader("config", 1500, ("resnet_jax.config",), _config, _damage_config, _read_config),
     Reader("inputs", 800, ("resnet_jax.run.workdir",), _workdir, _damage_workdir, _read_workdir),

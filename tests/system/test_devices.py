@@ -1,0 +1,76 @@
+"""The same step on one device and on eight: the groups of BN do not depend on the number of devices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import ROOT
+
+STEP = """
+import json, re, sys
+import jax, numpy as np
+from resnet_jax.config import Config, DataConfig, ModelConfig
+from resnet_jax.data import Dataset, Split
+from resnet_jax.data.streamed import HostBatch
+from resnet_jax.experiment import Experiment, describe_inputs
+from resnet_jax.feeds import ResidentFeed, make_streamed_step
+
+random = np.random.RandomState(0)
+split = Split(random.randint(0, 256, (96, 16, 16, 3)).astype(np.uint8), random.randint(0, 10, 96).astype(np.int32))
+dataset = Dataset("random", split, split, tuple("0123456789"))
+config = Config(model=ModelConfig(depth=8, bn_group_size=8), data=DataConfig(batch_size=64, eval_batch_size=40))
+inputs = describe_inputs(config, dataset)
+experiment = Experiment(config, inputs)
+
+def all_reduces(program):
+    return len(re.findall(r"\\sall-reduce(?:-start)?\\(", program.as_text()))
+
+feed = ResidentFeed(experiment, dataset)
+feed.begin(experiment.initial_state())
+resident, report = feed.train(experiment.initial_state(), 1)
+metrics = feed.evaluate(resident, "test")
+
+experiment = Experiment(config, inputs._replace(lighting=np.eye(3, dtype=np.float32)))
+batch = HostBatch(split.images[:64], split.labels[:64], np.full(64, -1, np.int32), np.ones(64, bool))
+batch = HostBatch(*(jax.make_array_from_process_local_data(experiment.by_image, array) for array in batch))
+step = jax.jit(make_streamed_step(experiment), out_shardings=experiment.replicated)
+step = step.lower(experiment.initial_state(), batch).compile()
+streamed, _ = step(experiment.initial_state(), batch)
+
+leaves = jax.tree_util.tree_leaves_with_path({"resident": resident, "streamed": streamed})
+np.savez(sys.argv[1], **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
+print(json.dumps({"devices": jax.device_count(), "loss": float(report.history.metrics.loss[0]),
+                  "eval_loss": metrics.mean_loss, "count": metrics.images,
+                  "all_reduces": {"resident": all_reduces(feed.program), "streamed": all_reduces(step)}}))
+"""
+
+
+def one_step(devices: int, path: Path) -> dict:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STEP, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return json.loads(result.stdout)
+
+
+def test_one_and_eight_devices_make_the_same_step(tmp_path):
+    one, eight = one_step(1, tmp_path / "one.npz"), one_step(8, tmp_path / "eight.npz")
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert one["count"] == eight["count"] == 96
+    assert eight["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert eight["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
+    assert set(one["all_reduces"].values()) == {0}
+    assert 1 <= eight["all_reduces"]["streamed"] <= 2  # not one a layer, for BN
+    assert 1 <= eight["all_reduces"]["resident"] <= 2
+    with np.load(tmp_path / "one.npz") as expected, np.load(tmp_path / "eight.npz") as found:
+        assert len(expected) == len(found) == 2 * (1 + 3 * 7 + 2 + 2 * 7 + 3 * 7 + 2 + 1)
+        differences = {
+            name: np.linalg.norm(found[name] - expected[name]) / max(np.linalg.norm(expected[name]), 1e-20)
+            for name in expected
+        }
+    largest = max(differences, key=differences.get)
+    assert differences[largest] <= 1e-6, largest

@@ -1,0 +1,244 @@
+"""Folders of images: what is listed and in which order, label files, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from image_files import CLASSES, encoded, write, write_folder
+from paths import ROOT
+
+from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
+from resnet_jax.data.decode import BrokenImageError, decode
+from resnet_jax.data.sources.image_folder import load_image_folder
+from resnet_jax.data.splits import DecodedImages
+from resnet_jax.data.types import EncodedImages
+from resnet_jax.errors import UserError
+
+
+def ids(images: EncodedImages) -> list[str]:
+    return [images.id(index) for index in range(len(images))]
+
+
+def test_lists_by_class_and_name(tmp_path: pathlib.Path) -> None:
+    jpeg = encoded("x")
+    names = ["b/2.jpeg", "b/10.JPG", "b/1.png", "B/x.webp", "a/y.JPEG", "a/.DS_Store", "a/notes.txt", "a/.hidden.png"]
+    write(tmp_path / "train", {name: name.encode() for name in names} | {".cache/x.png": b"", "README": b""})
+    write(tmp_path / "elsewhere", {"z.png": b"linked"})
+    (tmp_path / "train/a/link.tiff").symlink_to(tmp_path / "elsewhere/z.png")
+    (tmp_path / "train/a/folder.png").mkdir()
+    for name in "Bab":
+        write(tmp_path / "val", {f"{name}/1.png": jpeg})
+    dataset = load_dataset("folder", tmp_path)
+    assert isinstance(dataset, StreamedDataset)
+    assert (dataset.name, dataset.folder, dataset.class_names) == ("folder", tmp_path, ("B", "a", "b"))
+    assert ids(dataset.train) == ["B/x.webp", "a/link.tiff", "a/y.JPEG", "b/1.png", "b/10.JPG", "b/2.jpeg"]
+    assert dataset.train.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    assert dataset.train.labels.dtype == "int32"
+    copy = pickle.loads(pickle.dumps(dataset.train))
+    for images in (dataset.train, copy):
+        assert images.read(0) == (b"B/x.webp", 0)
+        assert images.read(1) == (b"linked", 1)
+        assert images.read(5) == (b"b/2.jpeg", 2)
+    assert ids(dataset.test) == ["B/1.png", "a/1.png", "b/1.png"]
+    assert (dataset.test_images().images[2] == decode(jpeg)).all()
+
+
+def test_any_file_name(tmp_path: pathlib.Path) -> None:
+    write_folder(tmp_path)
+    name = os.fsdecode(b"train/ant/\xff \xc3\xa9\n.jpeg")  # the first byte is not UTF-8
+    write(tmp_path, {name: b"content"})
+    train = load_image_folder("folder", tmp_path).train
+    assert train.id(2) == "ant/\\xff é\\n.jpeg"
+    assert train.read(2) == (b"content", 0)
+
+
+def test_a_file_that_is_gone(tmp_path: pathlib.Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "train/bee/1.jpeg").unlink()
+    (tmp_path / "train/bee/1.jpeg").symlink_to(tmp_path / "nowhere")  # listed all the same, so that it is reported
+    train = load_image_folder("folder", tmp_path).train
+    assert ids(train)[3] == "bee/1.jpeg"
+    with pytest.raises(BrokenImageError, match=r"^No such file or directory$"):
+        train.read(3)
+    with pytest.raises(UserError, match="cannot read the image bee/1.jpeg: No such file or directory"):
+        DecodedImages(train)[3]
+
+
+FLAT = {f"val/{name}": encoded(name) for name in ("x 1.jpeg", "y.png", "z.JPEG")}
+
+
+def write_flat(root: pathlib.Path, files: dict[str, str]) -> pathlib.Path:
+    write_folder(root, val=0)
+    return write(root, FLAT | {name: content.encode() for name, content in files.items()})
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("val.txt", "y.png ant\nz.JPEG cow\nx 1.jpeg bee\n"),
+        ("val.txt", "x 1.jpeg 1\r\n\r\ny.png 0\r\nz.JPEG 2"),
+        ("val_labels.txt", "\ufeffval/x 1.jpeg\tbee\ny.png\tant\nz.JPEG\t2\ny.png ant\n"),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\nz,cow 1 2 3 4 \nx 1,bee 1 1 1 1 bee 2 2 2 2 \ny,ant 0 0 0 0\n",
+        ),
+    ],
+)
+def test_label_file(tmp_path: pathlib.Path, file: str, content: str) -> None:
+    dataset = load_dataset("imagenet", write_flat(tmp_path, {file: content}))
+    assert isinstance(dataset, StreamedDataset)
+    assert ids(dataset.test) == ["x 1.jpeg", "y.png", "z.JPEG"]
+    assert dataset.test.labels.tolist() == [1, 0, 2]
+    assert dataset.test.read(0) == (FLAT["val/x 1.jpeg"], 1)
+    shutil.rmtree(tmp_path / "train")  # for testing alone the label file has to name the classes
+    test = load_test_images("imagenet", tmp_path)
+    numbers = "x 1.jpeg 1" in content
+    assert test.class_names == (("0", "1", "2") if numbers else ("2", "ant", "bee") if "\t2" in content else CLASSES)
+
+
+def test_a_class_whose_name_is_a_number(tmp_path: pathlib.Path) -> None:
+    write(tmp_path, {"train/1/a.png": b"", "train/2/a.png": b"", "val/a.png": b"", "val/b.png": b""})
+    write(tmp_path, {"val.txt": b"a.png 1\nb.png 2\n"})
+    assert load_image_folder("folder", tmp_path).test.labels.tolist() == [0, 1]
+
+
+def test_kaggle_archive(tmp_path: pathlib.Path) -> None:
+    """Its table lies three folders above the images."""
+    root = write_flat(tmp_path / "ILSVRC/Data/CLS-LOC", {})
+    write(tmp_path, {"LOC_val_solution.csv": b"ImageId,PredictionString\ny,ant 1\nx 1,bee 1\nz,cow 1\n"})
+    assert load_image_folder("imagenet", root).test.labels.tolist() == [1, 0, 2]
+
+
+def test_testing_on_a_part(tmp_path: pathlib.Path) -> None:
+    write_folder(tmp_path)
+    shutil.rmtree(tmp_path / "val/ant")
+    test = load_test_images("folder", tmp_path)
+    assert (test.name, test.class_names, test.labels.tolist()) == ("folder", CLASSES, [1, 2])
+    shutil.rmtree(tmp_path / "train")
+    test = load_test_images("folder", tmp_path)
+    assert (test.class_names, test.labels.tolist(), test.ids) == (("bee", "cow"), [0, 1], ("bee/0.jpeg", "cow/0.jpeg"))
+
+
+Change = Callable[[pathlib.Path], object]
+
+
+def remove(*names: str) -> Change:
+    return lambda root: [shutil.rmtree(root / name) for name in names]
+
+
+def add(**files: str) -> Change:
+    return lambda root: write(root, {name: content.encode() for name, content in files.items()})
+
+
+def empty(name: str, *others: str) -> Change:
+    def change(root: pathlib.Path) -> None:
+        shutil.rmtree(root / name)
+        (root / name).mkdir()
+        write(root / name, dict.fromkeys(others, b""))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("train", "val"), r"no folder {root}/train: the data folder must hold train/CLASS/FILE"),
+        (remove("train"), r"no folder {root}/train: "),
+        (remove("val"), r"no folder {root}/val: training needs images to test on"),
+        (empty("train"), r"no images in {root}/train: expected {root}/train/CLASS/FILE"),
+        (empty("train", "a.png"), r"no images in {root}/train: expected {root}/train/CLASS/FILE"),
+        (empty("val"), r"no images in {root}/val: expected"),
+        (empty("train/bee"), r"no images of the class bee in {root}/train: delete the folder"),
+        (empty("train/cow", "a.txt", ".b.png"), r"class cow in {root}/train \(its files are none of \.bmp \.gif"),
+        (remove("val/bee"), r"no images of the class bee in {root}/val: {root}/train has them"),
+        (empty("val/cow"), r"no images of the class cow in {root}/val"),
+        (
+            lambda root: [remove("val/ant")(root), empty("val/cow")(root)],
+            r"class ant and of 1 more classes in {root}/val",
+        ),
+        (add(**{"val/dog/1.png": ""}), r"{root}/val/dog: there is no such class in {root}/train \(1 in all\)"),
+        (add(**{"train/1.png": "", "train/0.png": ""}), r"{root}/train/0.png lies beside the folders .*\(2 such"),
+        (add(**{"val/1.png": ""}), r"{root}/val/1.png lies beside the folders of the classes \(1 such"),
+    ],
+)
+def test_wrong_folder(tmp_path: pathlib.Path, change: Change, message: str) -> None:
+    change(write_folder(tmp_path))
+    with pytest.raises(UserError, match=message.format(root=tmp_path)) as caught:
+        load_dataset("imagenet", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+GOOD = "x 1.jpeg bee\ny.png ant\nz.JPEG cow\n"
+KAGGLE = "ImageId,PredictionString\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("other.txt", GOOD, r"{root}/val holds images without folders of classes: put their labels into {root}/val"),
+        ("val.txt", GOOD + "y.png\n", r"{root}/val.txt, line 4: expected FILE LABEL, found 'y.png'"),
+        ("val.txt", GOOD + "y.png be\n", r"{root}/val.txt, line 4: unknown class 'be'; did you mean bee\?"),
+        ("val.txt", GOOD + "y.png 3\n", r"{root}/val.txt, line 4: class 3 is outside 0\.\.2"),
+        ("val.txt", GOOD + "y.png -1\n", r"{root}/val.txt, line 4: unknown class '-1'"),
+        ("val.txt", GOOD + "y.png 1\n", r"val.txt, line 4: 'y.png' is of class '1', but a line before says 'ant'"),
+        ("val.txt", GOOD + "q.png ant\n", r"{root}/val.txt, line 4: there is no image 'q.png' in {root}/val"),
+        ("val.txt", GOOD[:-12], r"{root}/val.txt has no line for {root}/val/z.JPEG \(1 of 3 images have none\)"),
+        ("val.txt", "", r"{root}/val.txt has no line for {root}/val/x 1.jpeg \(3 of 3"),
+        ("val.txt", GOOD.replace("cow", "ant"), r"no images of the class cow in {root}/val: {root}/train has them"),
+        ("LOC_val_solution.csv", GOOD, r"LOC_val_solution.csv, line 1: expected ImageId,PredictionString, found 'x 1"),
+        ("LOC_val_solution.csv", KAGGLE + "y,ant 1\nz\n", r"csv, line 3: expected ImageId,PredictionString, found 'z'"),
+        ("LOC_val_solution.csv", KAGGLE + "y.png,ant 1\n", r"csv, line 2: there is no image 'y.png' in {root}/val"),
+        ("LOC_val_solution.csv", KAGGLE + "y,ant 1\ny,bee 1\n", r"line 3: 'y' is of class 'bee', but .* says 'ant'"),
+    ],
+)  # fmt: skip
+def test_wrong_label_file(tmp_path: pathlib.Path, file: str, content: str, message: str) -> None:
+    write_flat(tmp_path, {file: content})
+    with pytest.raises(UserError, match=message.format(root=tmp_path)) as caught:
+        load_dataset("imagenet", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("number", "named"), [("999999999999", "999999999999"), ("9" * 5000, "9" * 60)])
+def test_numbers_of_classes_that_would_fill_the_memory(tmp_path: pathlib.Path, number: str, named: str) -> None:
+    write_flat(tmp_path, {"val.txt": GOOD.replace("bee", "0").replace("cow", "1").replace("ant", number)})
+    with pytest.raises(UserError, match=f"y.png|class {named} is outside"):
+        load_dataset("imagenet", tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(UserError, match=f"{tmp_path}/val.txt: class {named} is beyond the 100,000 that there can be"):
+        load_test_images("imagenet", tmp_path)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_index_of_imagenet_is_small() -> None:
+    """1,281,167 images: the arrays and, in a process of its own, the most memory that making them takes."""
+    code = """
+import pathlib, pickle, re
+from resnet_jax.data.sources.image_folder import ImageFolder
+
+names = ((i // 1282, f"n{i // 1282:08}/n{i // 1282:08}_{i}.JPEG") for i in range(1_281_167))
+def memory(name):  # not of getrusage(), which begins with the peak of the process that started this one
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", status)[1])
+
+before = memory("VmRSS")
+images = ImageFolder.of(pathlib.Path("/imagenet/train"), names)
+added = memory("VmHWM") - before
+assert images.id(1_281_166) == "n00000999/n00000999_1281166.JPEG", images.id(1_281_166)
+assert images.labels[[0, 1281, 1282, 1_281_166]].tolist() == [0, 0, 1, 999]
+print(len(images), images.names.blob.nbytes + images.names.offsets.nbytes + images.labels.nbytes, added)
+print(len(pickle.dumps(images)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    images, arrays, added, pickled = map(int, done.stdout.split())
+    print(f"index of {images:,} images: {arrays / 1e6:.0f} MB, {added / 1e6:.0f} MB at the peak")
+    assert images == 1_281_167
+    assert arrays < 80e6
+    assert pickled < 80e6
+    assert 0.9 * arrays < added < 160e6  # the limit of the task is 500 MB
