@@ -180,7 +180,7 @@ class RunLog:
         self._write("train", step, values)
         self._progress.update(self._task, completed=step)
         self.say(
-            f"step {step:{self._width}}  learning rate {learning_rate:g}  loss {metrics.mean_loss:.4f}"
+            f"step {step:{self._width}}  lr {learning_rate:g}  loss {metrics.mean_loss:.4f}"
             f"  {self._errors(metrics)}  {images_per_second:,.0f} images/s"
             + (f"  {skipped:,} unreadable images skipped" if skipped else "")
         )

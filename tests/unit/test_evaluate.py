@@ -16,7 +16,7 @@ from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import Evaluation, Member, evaluate, read_evaluations, record
 from resnet_jax.models import build_model
-from resnet_jax.optim import build_optimizer
+from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import create_train_state
 
@@ -30,14 +30,15 @@ def tiny_dataset():
     """Stand in for CIFAR-10."""
     with pytest.MonkeyPatch.context() as patch:
         dataset = Dataset("tiny", TEST, TEST, CLASSES)
-        patch.setattr("resnet_jax.data.load_dataset", lambda name, data_dir: dataset)
+        patch.setattr("resnet_jax.data.sources.load_dataset", lambda name, data_dir: dataset)
         yield
 
 
 def make_workdir(path, depth, input_size, mean, data="cifar10", classes=CLASSES):
     config = Config(model=ModelConfig(depth=depth), data=DataConfig(name=data, eval_batch_size=6))
     model = build_model(config.model, len(classes))
-    state = create_train_state(build_optimizer(config.optim, config.run.steps)[0], random_variables(model, input_size))
+    optimizer = build_optimizer(config.optim, build_schedule(config.optim, config.run.steps))
+    state = create_train_state(optimizer, random_variables(model, input_size))
     inputs = Inputs((*input_size, 3), classes, Preprocessing(mean, np.ones(3, np.float32)))
     create_workdir(path, config, inputs, jax.tree.map(jax.numpy.asarray, state))
     return path

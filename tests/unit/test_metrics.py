@@ -7,7 +7,7 @@ import pytest
 
 from resnet_jax.data import LabelledImages
 from resnet_jax.evaluate import Evaluation
-from resnet_jax.metrics import compute_metrics
+from resnet_jax.metrics import ERRORS, Metrics, compute_metrics, shown_errors
 
 
 def batch(count, seed=0, classes=4):
@@ -24,7 +24,7 @@ def test_sums_by_class_against_numpy():
     for label in range(4):
         members = (labels == label) & mask
         assert metrics.count[label] == members.sum()
-        assert metrics.errors[label] == (members & wrong).sum()
+        assert metrics.wrong["error"][label] == (members & wrong).sum()
         assert metrics.loss[label] == pytest.approx(losses[members].sum(), rel=1e-5)
     assert metrics.images == 37
     assert metrics.top1_error == pytest.approx(100 * (wrong & mask).sum() / 37)
@@ -62,10 +62,10 @@ def test_top5_errors_by_class_against_numpy():
     metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.array(mask))
     wrong = np.array([label not in np.argsort(-row)[:5] for row, label in zip(logits, labels, strict=True)])
     for label in range(12):
-        assert metrics.top5_errors[label] == ((labels == label) & mask & wrong).sum()
+        assert metrics.wrong["top5_error"][label] == ((labels == label) & mask & wrong).sum()
     assert metrics.top5_error == pytest.approx(100 * (wrong & mask).sum() / 180)
     assert 30 < metrics.top5_error < metrics.top1_error
-    assert (metrics + metrics).top5_errors.sum() == 2 * (wrong & mask).sum()
+    assert (metrics + metrics).wrong["top5_error"].sum() == 2 * (wrong & mask).sum()
 
 
 def test_of_equal_logits_the_first_count_as_larger_as_in_the_tests_of_trained_networks():
@@ -78,10 +78,22 @@ def test_of_equal_logits_the_first_count_as_larger_as_in_the_tests_of_trained_ne
     assert metrics.top5_error == pytest.approx(evaluation.top5_error)
     assert metrics.top1_error == pytest.approx(evaluation.top1_error)
     equal = compute_metrics(jnp.zeros((3, 9)), jnp.zeros(3), jnp.array([4, 5, 8]), jnp.ones(3, bool))
-    assert equal.top5_errors.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 1]
+    assert equal.wrong["top5_error"].tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 1]
 
 
 def test_with_five_classes_no_top5_error():
     logits, losses, labels = batch(50, classes=5)
     metrics = compute_metrics(jnp.array(logits), jnp.array(losses), jnp.array(labels), jnp.ones(50, bool))
     assert metrics.top5_error == 0 < metrics.top1_error
+
+
+def test_images_are_counted_exactly_beyond_the_whole_numbers_of_float32():
+    of_classes = np.full(1000, 2**24 - 1, np.float32)  # the sum of which float32 cannot hold
+    metrics = Metrics(of_classes, {"error": of_classes, "top5_error": 0 * of_classes}, of_classes)
+    assert metrics.images == 1000 * (2**24 - 1)
+    assert metrics.errors == {"error": 100, "top5_error": 0}
+
+
+def test_the_top5_error_is_shown_where_it_says_something():
+    assert list(shown_errors(10)) == ["error"]
+    assert list(shown_errors(11)) == list(ERRORS) == ["error", "top5_error"]

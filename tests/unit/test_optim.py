@@ -10,6 +10,7 @@ from resnet_jax.config import OptimConfig
 from resnet_jax.errors import UserError
 from resnet_jax.optim import (
     build_optimizer,
+    build_schedule,
     cosine_schedule,
     current_learning_rate,
     note_validation_error,
@@ -39,13 +40,13 @@ def test_the_fixed_warm_up_of_resnet110_returns_to_the_full_rate():
 
 
 def test_the_linear_warm_up_rises_from_0_and_boundaries_count_from_its_beginning():
-    _, rate = build_optimizer(OptimConfig(warmup="linear", warmup_steps=100, boundaries=(150, 200)), steps=300)
+    rate = build_schedule(OptimConfig(warmup="linear", warmup_steps=100, boundaries=(150, 200)), steps=300)
     expected = {0: 0, 1: 0.001, 50: 0.05, 99: 0.099, 100: 0.1, 149: 0.1, 150: 0.01, 200: 0.001, 299: 0.001}
     assert rates(rate, expected) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_cosine_falls_from_the_full_rate_to_what_would_be_0_after_the_last_step():
-    _, rate = build_optimizer(OptimConfig(schedule="cosine", learning_rate=0.2), steps=600)
+    rate = build_schedule(OptimConfig(schedule="cosine", learning_rate=0.2), steps=600)
     # cos(60 degrees) = 1/2; 1 - cos(x) = x^2 / 2 for a small x
     expected = {0: 0.2, 200: 0.15, 300: 0.1, 400: 0.05, 599: 0.1 * (np.pi / 600) ** 2 / 2, 600: 0}
     assert rates(rate, expected) == pytest.approx(expected, rel=1e-3, abs=1e-9)
@@ -56,16 +57,16 @@ def test_the_cosine_begins_after_the_warm_up_and_ends_with_the_run(warmup):
     config = OptimConfig(
         schedule="cosine", learning_rate=0.2, warmup=warmup, warmup_steps=60, warmup_learning_rate=0.01
     )
-    _, rate = build_optimizer(config, steps=660)
+    rate = build_schedule(config, steps=660)
     first = {0: 0.01, 30: 0.01, 59: 0.01} if warmup == "steps" else {0: 0, 30: 0.1, 59: 0.2 * 59 / 60}
     expected = {**first, 60: 0.2, 260: 0.15, 360: 0.1, 460: 0.05, 660: 0}
     assert rates(rate, expected) == pytest.approx(expected, rel=1e-5, abs=1e-9)
     with pytest.raises(UserError, match="--optim.warmup-steps: the warm-up must be shorter than all 60 steps; got 60"):
-        build_optimizer(config, steps=60)
+        build_schedule(config, steps=60)
 
 
 def test_the_cosine_without_a_warm_up_does_not_mind_its_steps():
-    _, rate = build_optimizer(OptimConfig(schedule="cosine", warmup_steps=400), steps=10)
+    rate = build_schedule(OptimConfig(schedule="cosine", warmup_steps=400), steps=10)
     assert rates(rate, [0, 5]) == pytest.approx({0: 0.1, 5: 0.05})
     with pytest.raises(ValueError, match="shorter than all 5 steps"):
         cosine_schedule(0.1, 5, warm_up=optax.constant_schedule(0.01), warmup_steps=5)
@@ -162,7 +163,7 @@ def after_errors(errors, opt_state, patience=3):
 
 
 def test_a_plateau_divides_the_rate_and_a_lower_error_begins_to_count_anew():
-    optimizer, _ = build_optimizer(PLATEAU, steps=1)
+    optimizer = build_optimizer(PLATEAU, build_schedule(PLATEAU, steps=1))
     state = optimizer.init(jnp.zeros(1))
     # The lowest so far is 50; two that are not lower, then one that is, by as little as an image in 50,000.
     scales, state = after_errors([50.0, 50.0, 60.0, 49.998], state)
@@ -181,7 +182,8 @@ def test_the_scale_of_a_plateau_is_part_of_the_rate(style):
         schedule="plateau", plateau_patience=1, momentum=0.5, momentum_style=style, weight_decay=0.0,
         warmup="steps", warmup_steps=2, warmup_learning_rate=0.01,
     )  # fmt: skip
-    optimizer, schedule = build_optimizer(config, steps=6)
+    schedule = build_schedule(config, steps=6)
+    optimizer = build_optimizer(config, schedule)
     params = {"bn": {"scale": jnp.zeros(1)}}  # named like a field of the state
     state = optimizer.init(params)
     expected = [0.01, 0.01, 0.1, 0.01, 0.01, 0.001]
@@ -197,26 +199,26 @@ def test_the_scale_of_a_plateau_is_part_of_the_rate(style):
 
 
 def test_the_default_boundaries_are_not_those_of_a_plateau():
-    _, rate = build_optimizer(OptimConfig(schedule="plateau", boundaries=(3,)), steps=10)
+    rate = build_schedule(OptimConfig(schedule="plateau", boundaries=(3,)), steps=10)
     assert rates(rate, [0, 9]) == pytest.approx({0: 0.1, 9: 0.1})
 
 
 def test_noting_an_error_keeps_everything_where_it_is_and_changes_nothing_else():
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    optimizer, _ = build_optimizer(PLATEAU, steps=1)
+    optimizer = build_optimizer(PLATEAU, build_schedule(PLATEAU, steps=1))
     state = jax.device_put(optimizer.init({"fc": {"kernel": jnp.ones(2)}}), replicated)
     after = note_validation_error(state, 50.0, patience=3)
     describe = lambda leaf: (leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding)  # noqa: E731
     assert jax.tree.map(describe, after) == jax.tree.map(describe, state)
     assert float(optax.tree.get(after, "best_value")) == 50
-    usual, _ = build_optimizer(OptimConfig(), steps=1)
+    usual = build_optimizer(OptimConfig(), optax.constant_schedule(0.1))
     other = usual.init({"fc": {"kernel": jnp.ones(2)}})
     jax.tree.map(np.testing.assert_array_equal, note_validation_error(other, 50.0, patience=3), other)
 
 
 def test_a_checkpoint_holds_the_count_of_evaluations(tmp_path):
-    optimizer, _ = build_optimizer(PLATEAU, steps=1)
+    optimizer = build_optimizer(PLATEAU, build_schedule(PLATEAU, steps=1))
     state = create_train_state(optimizer, {"params": {"fc": {"kernel": jnp.ones(2)}}})
     _, opt_state = after_errors([40.0, 50.0, 50.0], state.opt_state)
     checkpoints = Checkpoints(tmp_path)
@@ -234,3 +236,29 @@ def test_a_state_of_a_plateau_only_multiplies_in_a_step():
         updates, after = plateau.update(jnp.ones(1), state, error=jnp.float32(50))
         assert float(updates[0]) == 1
         jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_what_is_frozen_gets_neither_gradient_nor_decay_nor_momentum():
+    config = OptimConfig(weight_decay=0.1)
+    optimizer = build_optimizer(config, build_schedule(config, 10), lambda params: {"bn": False, "fc": True})
+    params = {"bn": jnp.array([1.0, 2.0]), "fc": jnp.array([3.0])}
+    state = optimizer.init(params)
+    state = jax.tree.map(lambda leaf: leaf - 1 if leaf.ndim else leaf, state)  # a velocity from before
+    before = jax.tree.structure(build_optimizer(config, build_schedule(config, 10)).init(params))
+    assert jax.tree.structure(state) == before  # checkpoints do not depend on what is frozen
+    for _ in range(3):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params, error=jnp.float32(50))
+        params = optax.apply_updates(params, updates)
+    assert params["bn"].tolist() == [1, 2]
+    # v = 0.9 v + 0.1 (1 + 0.1 w), w = w - v, from v = 1 and w = 3
+    w, v = 3.0, 1.0
+    for _ in range(3):
+        v = 0.9 * v + 0.1 * (1 + 0.1 * w)
+        w -= v
+    assert params["fc"].tolist() == pytest.approx([w], rel=1e-5)
+    assert optax.tree.get(state, "trace")["bn"].tolist() == pytest.approx([-(0.9**3)] * 2)  # of no effect
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(UserError, match="--optim.schedule cosin: choose steps, plateau, cosine; did you mean cosine"):
+        build_schedule(OptimConfig(schedule="cosin"), 10)

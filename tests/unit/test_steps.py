@@ -13,12 +13,11 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunC
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.data.types import Batch
-from resnet_jax.experiment import Experiment
-from resnet_jax.feeds import ResidentFeed
 from resnet_jax.models import cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
 from resnet_jax.steps import create_train_state, cross_entropy, make_eval_step, make_train_step, split_batch
+from resnet_jax.training import Trainer
 
 RANDOM = np.random.RandomState(0)
 SPLIT = Split(RANDOM.randint(0, 256, (29, 8, 8, 3)).astype(np.uint8), RANDOM.randint(0, 3, 29).astype(np.int32))
@@ -31,67 +30,67 @@ CONFIG = Config(
 )
 
 
-def feed_of(config):
-    """A feed, and its state before the first step."""
-    experiment = Experiment(config, describe_inputs(config, DATASET))
-    return ResidentFeed(experiment, DATASET), experiment.initial_state
+def make_trainer(config):
+    return Trainer(config, describe_inputs(config, DATASET), DATASET)
 
 
 @pytest.fixture(scope="module")
-def feed():
-    return feed_of(CONFIG)
+def trainer():
+    return make_trainer(CONFIG)
 
 
-def run(feed, *counts):
+def run(trainer, *counts):
     """The state and the history after dispatches of so many steps."""
-    state, histories = feed[1](), []
+    state, histories = trainer.initial_state(), []
     for count in counts:
-        state, report = feed[0].train(state, count)
+        state, report = trainer.train(state, count)
         assert report.steps == count
         histories.append(jax.tree.map(lambda entries, n=count: np.asarray(entries[:n]), report.history))
     return jax.device_get(state), jax.tree.map(lambda *parts: np.concatenate(parts), *histories)
 
 
 @pytest.mark.parametrize("counts", [(9,), (4, 5), (1, 7, 1)])
-def test_k_steps_leave_the_bits_of_single_steps(feed, counts):
-    jax.tree.map(np.testing.assert_array_equal, run(feed, *counts), run(feed, *[1] * 9))
+def test_k_steps_leave_the_bits_of_single_steps(trainer, counts):
+    jax.tree.map(np.testing.assert_array_equal, run(trainer, *counts), run(trainer, *[1] * 9))
 
 
-def test_the_history_has_every_step(feed):
-    state, history = run(feed, 9)
+def test_the_history_has_every_step(trainer):
+    state, history = run(trainer, 9)
     assert state.step == 9
     assert (history.metrics.count == 8).all()
     assert np.allclose(history.learning_rate[:2], 0.01)  # warm-up
     assert len(set(history.metrics.loss)) == 9
 
 
-def test_no_more_steps_than_are_prepared(feed):
-    state, report = feed[0].train(feed[1](), 50)
+def test_no_more_steps_than_are_prepared(trainer):
+    state, report = trainer.train(trainer.initial_state(), 50)
     assert (report.steps, state.step) == (9, 9)
 
 
 def test_the_loop_ends_after_a_step_that_is_not_finite():
     optim = OptimConfig(learning_rate=1e30, boundaries=())
-    broken, initial_state = feed_of(dataclasses.replace(CONFIG, optim=optim))
-    state, report = broken.train(initial_state(), 9)
+    broken = make_trainer(dataclasses.replace(CONFIG, optim=optim))
+    state, report = broken.train(broken.initial_state(), 9)
     assert state.step == report.steps < 9
     finite = np.asarray(report.history.finite)[: int(report.steps)]
     assert not finite[-1]
     assert finite[:-1].all()
 
 
-def test_evaluation_in_one_dispatch_counts_every_image(feed):
-    state = feed[1]()
-    metrics = feed[0].evaluate(state, "test")
+def test_evaluation_counts_every_image(trainer):
+    state = trainer.initial_state()
+    metrics = trainer.evaluate(state, "test")
     np.testing.assert_array_equal(metrics.count, np.bincount(SPLIT.labels))
-    other, _ = feed_of(dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, eval_batch_size=29)))
+    other = make_trainer(dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, eval_batch_size=29)))
     at_once = other.evaluate(state, "test")
-    np.testing.assert_array_equal(at_once.errors, metrics.errors)
+    np.testing.assert_array_equal(at_once.wrong["error"], metrics.wrong["error"])
     np.testing.assert_allclose(at_once.loss, metrics.loss, rtol=1e-5)
 
 
 class Linear:
-    """A network of one matrix, without BN; with `noise` its logits are multiplied by random numbers."""
+    """A network of one matrix; with `noise` its logits are multiplied by random numbers."""
+
+    bn_group_size = None
 
     def __init__(self, noise=False):
         self.noise = noise
@@ -201,3 +200,17 @@ def test_the_number_of_parts_does_not_matter(in_one_part, parts):
 def test_frozen_bn_does_not_move_in_parts_either():
     state, _, before = train_in_parts(3, steps=1, frozen_bn=True)
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, before)
+
+
+@pytest.mark.parametrize("weight_decay_on", ["all", "kernels"])
+def test_frozen_bn_is_not_decayed_either(weight_decay_on):
+    optim = dataclasses.replace(CONFIG.optim, weight_decay=0.1, weight_decay_on=weight_decay_on)
+    model = dataclasses.replace(CONFIG.model, frozen_bn=True)
+    frozen = make_trainer(dataclasses.replace(CONFIG, model=model, optim=optim))
+    before = jax.device_get(frozen.initial_state())
+    after = jax.device_get(frozen.train(frozen.initial_state(), 9)[0])
+    for name, layer in after.params.items():
+        for kind, leaves in layer.items():
+            moved = jax.tree.map(lambda new, old: (new != old).any(), leaves, before.params[name][kind])
+            assert all(jax.tree.leaves(moved)) == (not (name == "stem_bn" or kind.startswith("bn"))), (name, kind)
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, before.batch_stats)

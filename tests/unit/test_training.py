@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,13 +19,12 @@ from resnet_jax.data.resident import make_sampler
 from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate
-from resnet_jax.experiment import abstract_state
-from resnet_jax.models import vgg
-from resnet_jax.optim import build_optimizer
+from resnet_jax.models import abstract_variables, vgg
+from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.run.checkpoint import Checkpoints, best_step, restore, saved_steps
 from resnet_jax.run.logs import RunLog
 from resnet_jax.run.records import read_records
-from resnet_jax.steps import TrainState, make_train_step, make_train_steps
+from resnet_jax.steps import TrainState, create_train_state, make_train_step, make_train_steps
 from resnet_jax.training import train
 
 
@@ -127,7 +127,7 @@ def test_a_trained_network_is_loaded_without_the_data(finished):
     assert config.inputs.class_names == ("red", "green", "blue")
     split = make_split(53, seed=1)  # the test images
     logits = model.apply(variables, resnet_jax.preprocess(split.images, config), train=False)
-    assert int((logits.argmax(-1) != split.labels).sum()) == metrics.errors.sum()
+    assert int((logits.argmax(-1) != split.labels).sum()) == metrics.wrong["error"].sum()
     losses = -jax.nn.log_softmax(logits)[np.arange(53), split.labels]
     assert float(losses.mean()) == pytest.approx(metrics.mean_loss, rel=1e-4)
     assert resnet_jax.load(workdir, step=4).config.step == 4
@@ -139,7 +139,7 @@ def test_a_trained_network_is_loaded_without_the_data(finished):
 
 def test_data_with_other_classes_is_refused(finished, monkeypatch):
     digits = Dataset("other", make_split(101, seed=0), make_split(53, seed=1), ("0", "1", "2"))
-    monkeypatch.setattr("resnet_jax.data.load_dataset", lambda name, data_dir: digits)
+    monkeypatch.setattr("resnet_jax.data.sources.load_dataset", lambda name, data_dir: digits)
     with pytest.raises(UserError, match="other has the classes 0, 1, 2, but the weights are for red, green, blue"):
         evaluate([finished[0]])
 
@@ -185,6 +185,9 @@ def test_a_signal_saves_and_the_run_goes_on(finished, tmp_path, monkeypatch, sig
         for path in (tmp_path / "run", finished[0])
     ]
     assert evaluations[0] == evaluations[1]
+    records = read_records(tmp_path / "run")
+    assert_same_bits(train(config), finished[1])  # a finished run is not begun again
+    assert read_records(tmp_path / "run") == records
 
 
 def test_a_run_that_diverges_names_the_step_and_the_last_good_checkpoint(tmp_path):
@@ -281,41 +284,14 @@ def test_a_work_directory_that_became_unwritable(finished, tmp_path):
         train(make_config(tmp_path / "run"))
 
 
-def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
-    def config(scan_blocks, steps):
-        run = make_config(tmp_path / "run", steps=steps)
-        return dataclasses.replace(run, model=dataclasses.replace(run.model, depth=14, scan_blocks=scan_blocks))
-
-    for steps, scan_blocks in ((4, True), (6, False), (8, True)):
-        metrics = train(config(scan_blocks, steps))
-    whole = make_config(tmp_path / "whole", steps=8).run
-    undisturbed = train(dataclasses.replace(config(False, 8), run=whole))
-    assert metrics.mean_loss == pytest.approx(undisturbed.mean_loss, rel=1e-2)
-    by_block = saved_state(tmp_path / "run", config(False, 8))
-    assert {"stage1_block1", "stage1_block2"} < set(by_block.params)
-
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    logits = []
-    for scan_blocks in (False, True):
-        model, variables, trained = resnet_jax.load(tmp_path / "run", scan_blocks=scan_blocks)
-        assert model.scan_blocks == scan_blocks
-        logits.append(model.apply(variables, resnet_jax.preprocess(images, trained), train=False))
-    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
-
-    tuned = config(True, 1)
-    tuned = dataclasses.replace(
-        tuned, run=make_config(tmp_path / "tuned", steps=1, init_from=str(tmp_path / "run")).run
-    )
-    assert train(tuned).mean_loss == pytest.approx(metrics.mean_loss, rel=0.5)  # it began where the other ended
-
-
 def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     model = vgg(16, num_classes=3)  # traced only: its 134 million parameters are not made
-    optimizer, schedule = build_optimizer(OptimConfig(), steps=1)
+    schedule = build_schedule(OptimConfig(), steps=1)
+    optimizer = build_optimizer(OptimConfig(), schedule)
     preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
     sampler = make_sampler(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
     steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
-    state = abstract_state(model, optimizer, (32, 32, 3), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    state = jax.eval_shape(partial(create_train_state, optimizer), abstract_variables(model, (32, 32, 3)))
     split = (jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32))
     after, _ = jax.eval_shape(steps, state, split, jax.numpy.int32(1))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)

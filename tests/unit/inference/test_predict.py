@@ -7,7 +7,7 @@ from slow_dense import random_variables, slow_logits
 
 from resnet_jax.config import Config, ModelConfig
 from resnet_jax.data.sources.image_folder import ImageFolder
-from resnet_jax.data.splits import DecodedImages
+from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol, resize, views
 from resnet_jax.inference.load import Trained, TrainedConfig
@@ -76,7 +76,8 @@ def test_any_size_any_batch(protocol, mean, sizes):
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the ImageNet photographs (../shared/data) are not here")
 def test_photographs():
     paths = sorted(str(path.relative_to(SAMPLE)) for path in SAMPLE.glob("*/*"))
-    images = DecodedImages(ImageFolder.of(SAMPLE, [(0, paths[0]), (57, paths[57])]))
+    encoded = ImageFolder.of(SAMPLE, [(0, paths[0]), (57, paths[57])])
+    images = decoded_images("photographs", encoded, ("a",) * 58).images
     trained = make_trained((32, 32), CHANNEL_MEAN)
     for protocol in (make_protocol("10crop", (32, 32)), make_protocol("multiscale", (32, 32), (41,))):
         probabilities = predict(trained, images, protocol, batch_size=3)
