@@ -19,7 +19,7 @@ class BatchNorm(nn.Module):
     size gives the same statistics on any number of devices. Groups are consecutive images of the batch.
 
     Parameters `scale` and `bias` [C] and the running statistics `mean` and `var` [C] (collection `batch_stats`)
-    are float32, and so are all statistics whatever the dtype of the input.
+    are float32, and what is computed from them and the input is at least that.
 
     Attributes:
       group_size: images that share statistics; None for the whole batch.
@@ -51,17 +51,18 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        at_least_float32 = jnp.promote_types(x.dtype, jnp.float32)
         if self.frozen:
             scale, bias = jax.lax.stop_gradient((scale, bias))
         if self.frozen or not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
+            y = (x.astype(at_least_float32) - running_mean.value) * factor + bias
             return y.astype(self.dtype)
 
         group_size = self.group_size or len(x)
         if len(x) % group_size:
             raise ValueError(f"a batch of {len(x)} images does not divide into BN groups of {group_size}")
-        groups = x.reshape(-1, group_size, *x.shape[1:]).astype(jnp.float32)  # [G, N/G, ..., C]
+        groups = x.reshape(-1, group_size, *x.shape[1:]).astype(at_least_float32)  # [G, N/G, ..., C]
         inside = tuple(range(1, groups.ndim - 1))
         mean = groups.mean(inside, keepdims=True)
         # Two passes: E[x^2] - E[x]^2 cancels in float32 and can come out negative.

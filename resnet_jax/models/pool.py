@@ -55,12 +55,12 @@ def stem_pool(padding: PoolPadding) -> MaxPool:
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean over all positions, in float32."""
+    """The mean over all positions, in float32 (or in float64 of that)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x [N, H, W, C] to [N, C] float32."""
-        return x.astype(jnp.float32).mean((1, 2))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
 
 
 class AdaptiveAveragePool(nn.Module):

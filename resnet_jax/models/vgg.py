@@ -87,7 +87,7 @@ class VGG(nn.Module):
             x = nn.relu(nn.Dense(4096, kernel_init=he_init(self.init_fan), dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         head = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc8")
-        outputs["logits"] = head(x.astype(jnp.float32))
+        outputs["logits"] = head(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         return outputs
 
     def __call__(self, images: jax.Array, *, train: bool) -> Any:

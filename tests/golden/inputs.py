@@ -27,6 +27,8 @@ IMAGENET_RESNETS = {
     "resnet152": ("resnet152", {"shortcut": "B", "stride_on": "1x1", "pool_padding": "caffe"}),
 }
 VGGS = ("vgg16", "vgg19")
+# Tested apart: they take long.
+LARGE_NETWORKS = ("plain34", "resnet34-A", "resnet34-B", "resnet50-torch", "resnet101", "resnet152", *VGGS)
 IMAGENET_CLASSES = 20  # few, to keep the file small
 # The stem makes 33x36 of it. The max pool behind then meets an odd height, where the output of "caffe" and "torch"
 # differs in size, and an even width, where the last window of "caffe" is clipped.
