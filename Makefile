@@ -1,19 +1,24 @@
-# make train   set up .venv, then train ResNet-20 on the handwritten digits (no download of data)
-# make test    set up .venv, then run the tests
-# make bench   measure this package beside plain Flax and, if it is installed, PyTorch (25 minutes on a CPU)
-# make lint    ruff (check and format) and mypy
-# make lock    resolve requirements.txt again from pyproject.toml
+# make train     set up .venv, then train ResNet-20 on the handwritten digits (no download of data)
+# make test      set up .venv, then run the unit tests: some minutes
+# make test-all  run all tests, those of processes, kills and hostile files too
+# make bench     measure this package beside plain Flax and, if it is installed, PyTorch (25 minutes on a CPU)
+# make lint      ruff (check and format) and mypy
+# make lock      resolve requirements.txt again from pyproject.toml
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: train test bench lint format lock
+.PHONY: train test test-all bench lint format lock
 
 train: .venv/complete
 	$(BIN)/python train.py configs/digits_resnet20.py
 
 test: .venv/complete
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) tests/unit
+
+test-all: .venv/complete
+	$(PYTEST) tests
 
 bench: .venv/complete
 	$(BIN)/python -m benchmarks
@@ -28,7 +33,7 @@ format: .venv/complete
 	$(BIN)/ruff format .
 
 lock: .venv/complete
-	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --extra all --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one never repeated.
 .venv/complete: requirements.txt
