@@ -409,14 +409,10 @@ def read_state(workdir: Path, step: int, abstract_state: Any, *, partial: bool =
         wanted = jax.tree.map(
             lambda leaf: np.empty(leaf.shape, leaf.dtype), jax.eval_shape(unstack_blocks, abstract_state)
         )
-    handler: Any = ocp.StandardCheckpointHandler()
-    args: Any = ocp.args.StandardRestore(wanted)
-    if partial:
-        handler = ocp.PyTreeCheckpointHandler()
-        how = ocp.checkpoint_utils.construct_restore_args(wanted)
-        args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True)
+    how = ocp.checkpoint_utils.construct_restore_args(wanted)
+    args = ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=partial)
     try:
-        with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as checkpointer:
             state = checkpointer.restore(path / "default", args=args)
         jax.tree.map(_check_shape, wanted, state)  # orbax cuts and fills up arrays on the host without a word
     except (ValueError, KeyError, TypeError) as error:  # its files are as they were written

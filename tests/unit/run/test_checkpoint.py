@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import shutil
@@ -252,6 +253,12 @@ def test_a_checkpoint_of_another_network_is_a_mistake_of_the_user(saved):
     other = TrainState(other.step, {"conv1": {"kernel": np.zeros((3, 3, 16, 32), np.float32)}}, other.batch_stats, ())
     with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
         restore(saved, other)
+    for opt_state in ({"more": np.zeros(3)}, ({"scale": np.zeros(())},)):  # of another optimizer
+        with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
+            restore(saved, dataclasses.replace(state_of(0), opt_state=opt_state))
+    less = dataclasses.replace(state_of(0), batch_stats={})
+    with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
+        restore(saved, less)
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])
