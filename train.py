@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from resnet_jax.cli.arguments import load_config, run_command
+from resnet_jax.cli.arguments import parse_config, run_command
 
 
 def main(args: Sequence[str]) -> int:
-    config = load_config(args)
+    config = parse_config(args)
     from resnet_jax.parallel import hosts  # here, so that --help and mistakes answer at once
     from resnet_jax.parallel.devices import configure
     from resnet_jax.training import train

@@ -117,7 +117,7 @@ class Run:
         step = max(saved_steps(self.workdir), default=None)
         if step is None:
             return 0
-        if damage := verify(self.workdir, step).damage:
+        if damage := verify(self.workdir, step):
             raise Failure(f"the checkpoint of step {step} counts as complete and is damaged: {damage}")
         return step
 

@@ -7,22 +7,36 @@ directory keeps the result as JSON, and reading that runs no code.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import math
-import os
 import re
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import typeguard
+import pydantic
 import tyro
+from annotated_types import Ge, Lt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from resnet_jax.errors import UserError, did_you_mean
-from resnet_jax.files import parse_json
+
+T = TypeVar("T")
+Share = Annotated[float, Ge(0), Lt(1)]
+Seed = Annotated[int, Ge(0), Lt(2**32)]
+Text = Annotated[str, pydantic.StringConstraints(pattern=r"^[^\x00]*$")]  # UTF-8, as that of config.json
+
+_FREE, _RESIDENT, _STREAMED = "free on resume", "resident", "streamed"
+FreeOnResume = Annotated[T, _FREE]  # may differ when a run is resumed: it does not change the parameters at a step
+ForResident = Annotated[T, _RESIDENT]  # only for images that are kept on the devices
+ForStreamed = Annotated[T, _STREAMED]  # only for images that are read in training
+
+_CHECKS = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    __pydantic_config__ = _CHECKS
+
     family: str = "cifar"
     """cifar: the networks of Sec. 4.2; imagenet: those of Table 1; vgg: VGG-16 and VGG-19."""
     depth: int = 20
@@ -36,9 +50,9 @@ class ModelConfig:
     """Which convolution of a bottleneck subsamples: the first 1x1 (the authors), or the 3x3 (torchvision)."""
     pool_padding: Literal["caffe", "torch"] = "caffe"
     """Padding of the max pool of imagenet networks: none and rounded up, or 1 on each side."""
-    bn_group_size: int | None = 64
+    bn_group_size: PositiveInt | None = 64
     """Images that share BN statistics (the paper's 64 on each of 2 GPUs); None: the whole batch."""
-    bn_decay: float = 0.9
+    bn_decay: Share = 0.9
     """Share of the old value in each update of the running BN statistics (0 to 1)."""
     running_variance: Literal["unbiased", "biased"] = "unbiased"
     """Whether the running BN variance averages the n/(n-1) estimate (Caffe, PyTorch) or not (Flax)."""
@@ -46,9 +60,9 @@ class ModelConfig:
     """Normalize by the running statistics also in training and leave BN as it is (for fine-tuning)."""
     init_fan: Literal["fan_in", "fan_out"] = "fan_in"
     """Fan of the He initialization."""
-    scan_blocks: bool = False
+    scan_blocks: FreeOnResume[bool] = False
     """Compile the equal blocks of a stage as one loop: compile time does not grow with depth. It changes no result."""
-    remat: bool = False
+    remat: FreeOnResume[bool] = False
     """Keep only the input of each block for the backward pass and compute the rest again, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the activations; parameters, statistics and logits are float32."""
@@ -56,121 +70,131 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    name: str = "cifar10"
+    __pydantic_config__ = _CHECKS
+
+    name: Text = "cifar10"
     """digits, cifar10, imagenet, folder (any other images in a folder for each class), or tfds:NAME for a set of
     TensorFlow Datasets. Images of many sizes are read from the disk in training ("streamed"); others are kept on the
     devices."""
-    dir: str = "data"
+    dir: FreeOnResume[Text] = "data"
     """Folder of the data set, as it is or packed; CIFAR-10 is downloaded into it where it holds none."""
-    batch_size: int = 128
+    batch_size: PositiveInt = 128
     """Images in a training step, over all devices."""
-    eval_batch_size: int = 500
+    eval_batch_size: FreeOnResume[PositiveInt] = 500
     """Images evaluated at a time, over all devices; it does not change any result."""
-    validation_size: int = 0
+    validation_size: NonNegativeInt = 0
     """Training images split off for validation (the paper's 45k/5k split: 5000); 0: train on all."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the validation split."""
     mean: tuple[float, float, float] | None = None
     """Channel means to subtract from pixels in [0, 1]; None: the per-pixel mean of the training images."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     """Channel standard deviations to divide by; the paper does not divide."""
-    padding: int = 4
+    padding: ForResident[NonNegativeInt] = 4
     """Zeros added on each side before the random crop, in pixels; 0: no crop. Not for streamed images."""
     flip: bool = True
     """Mirror training images left to right at random."""
-    image_size: int = 224
+    image_size: ForStreamed[PositiveInt] = 224
     """Height and width that streamed images are cropped to, in pixels."""
-    crop: Literal["scale", "area"] = "scale"
+    crop: ForStreamed[Literal["scale", "area"]] = "scale"
     """Random crop of streamed images. scale: of the image resized to a random shorter side (Sec. 3.4); area: of a
     random part of its area, 8 to 100 %, and a ratio of 3/4 to 4/3 (Szegedy et al. 2015)."""
-    shorter_side: tuple[int, int] = (256, 480)
+    shorter_side: ForStreamed[tuple[PositiveInt, PositiveInt]] = (256, 480)
     """Range of the random shorter side of the crop "scale", in pixels, ends included."""
-    lighting: float = 0.0
+    lighting: ForStreamed[NonNegativeFloat] = 0.0
     """Standard deviation of the PCA colour augmentation of streamed images (Krizhevsky et al. 2012: 0.1); 0: none."""
-    workers: int | None = None
+    workers: ForStreamed[FreeOnResume[NonNegativeInt | None]] = None
     """Processes that decode streamed images, on each host; None: one a core; 0: threads of this process. It does not
     change any result."""
-    max_broken: float = 0.1
+    max_broken: ForStreamed[FreeOnResume[NonNegativeFloat]] = 0.1
     """Unreadable training images, in % of all, that are skipped; more stop the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    learning_rate: float = 0.1
+    __pydantic_config__ = _CHECKS
+
+    learning_rate: PositiveFloat = 0.1
     """Rate until the first boundary."""
     schedule: str = "steps"
     """steps: divide the rate by 10 at the boundaries; plateau: when the validation error no longer falls (needs
     --data.validation-size); cosine: half a period of a cosine, to 0 at the last step."""
     boundaries: tuple[int, ...] = (32_000, 48_000)
     """Steps at which the schedule "steps" divides the rate by 10."""
-    plateau_patience: int = 5
+    plateau_patience: PositiveInt = 5
     """Evaluations in a row without a lower validation error after which the schedule "plateau" divides the rate."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Share of the old velocity (0 to 1)."""
     momentum_style: Literal["caffe", "torch"] = "caffe"
     """caffe: the rate is inside the velocity, as the authors had it; torch: outside."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     """L2 penalty, coupled: times the parameter it is added to the gradient."""
     weight_decay_on: Literal["all", "kernels"] = "all"
     """all parameters (Caffe), or kernels only: neither biases nor BN."""
     warmup: Literal["none", "steps", "error", "linear"] = "none"
     """steps: begin with so many steps at the warm-up rate; error: until the training error has come down; linear:
     raise the rate from 0 over so many steps."""
-    warmup_learning_rate: float = 0.01
+    warmup_learning_rate: PositiveFloat = 0.01
     """Rate of the warm-ups "steps" and "error"."""
-    warmup_steps: int = 400
+    warmup_steps: PositiveInt = 400
     """Steps of the warm-ups "steps" and "linear"."""
-    warmup_error: float = 80.0
+    warmup_error: PositiveFloat = 80.0
     """Training error in % (average of the recent batches) below which the warm-up "error" ends."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Share of the target probability that is spread over all classes (0 to 1); the paper has none."""
-    accumulation_steps: int = 1
+    accumulation_steps: FreeOnResume[PositiveInt] = 1
     """Parts that a batch is computed in, one after the other, to save memory: their gradients are averaged, and so are
     their BN statistics. It changes no result beyond rounding if the parts are whole BN groups."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    init_from: Annotated[str | None, tyro.conf.arg(prefix_name=False, metavar="WORKDIR")] = None
+    __pydantic_config__ = _CHECKS
+
+    init_from: Annotated[Text | None, tyro.conf.arg(prefix_name=False, metavar="WORKDIR")] = None
     """Work directory whose weights and preprocessing a new run begins with; the last layer is new where the number of
     classes differs."""
-    workdir: str | None = None
+    workdir: FreeOnResume[Text | None] = None
     """Folder for checkpoints, logs and curves; None: runs/NAME for the config file NAME.py."""
-    steps: int = 64_000
+    steps: FreeOnResume[PositiveInt] = 64_000
     """Training steps in all; a finished run goes on if this is raised."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the initialization, the order of the images and the augmentation."""
-    steps_per_dispatch: int | None = None
+    steps_per_dispatch: FreeOnResume[PositiveInt | None] = None
     """Most training steps in one dispatch to the device; None: as many as fit between log lines and take some
     seconds. It changes no result."""
-    log_every: int = 100
+    log_every: FreeOnResume[PositiveInt] = 100
     """Steps between log lines."""
-    eval_every: int = 1_000
+    eval_every: FreeOnResume[PositiveInt] = 1_000
     """Steps between evaluations on all test (and validation) images."""
-    save_every: int = 1_000
+    save_every: FreeOnResume[PositiveInt] = 1_000
     """Steps between checkpoints; one more is saved at the end."""
-    keep: int = 3
+    keep: FreeOnResume[PositiveInt] = 3
     """Last checkpoints to keep; the one best on the validation split stays too."""
-    on_log_error: Literal["stop", "continue"] = "stop"
+    on_log_error: FreeOnResume[Literal["stop", "continue"]] = "stop"
     """What to do when a log, curves.png or the output cannot be written, on a full disk say: stop, or go on without
     it. A checkpoint that cannot be written always stops the run."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HostsConfig:
+    __pydantic_config__ = _CHECKS
+
     distributed: bool = False
     """Run as one of several processes that Slurm, Open MPI, GKE or a TPU pod slice has started and describes in the
     environment."""
     coordinator: str | None = None
     """HOST:PORT of process 0, for several processes that nothing describes; then the next two are needed too."""
-    processes: int | None = None
+    processes: PositiveInt | None = None
     """Number of processes."""
-    process_id: int | None = None
+    process_id: NonNegativeInt | None = None
     """Number of this process, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    __pydantic_config__ = _CHECKS
+
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -183,44 +207,19 @@ class Config:
         return None if self.model.family == "vgg" or self.model.frozen_bn else self.model.bn_group_size
 
 
-_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS  # not only the first one
-
-# What may differ when a run is resumed: none of it changes the parameters at a given step.
-_FREE_ON_RESUME = {
-    "model.scan_blocks", "model.remat", "data.dir", "data.eval_batch_size", "data.workers", "data.max_broken",
-    "optim.accumulation_steps", "run.steps_per_dispatch", "run.workdir", "run.steps", "run.log_every",
-    "run.eval_every", "run.save_every", "run.keep", "run.on_log_error",
-}  # fmt: skip
+_CONFIG: pydantic.TypeAdapter[Config] = pydantic.TypeAdapter(Config)
 
 
 def check_config(config: Config) -> None:
     """Check what can be checked without data and devices.
 
     Raises:
-      UserError: a value out of range.
+      UserError: a value of the wrong type or out of range, or values that do not go together.
     """
-    at_least_one = [
-        "data.batch_size", "data.eval_batch_size", "run.steps", "run.log_every", "run.eval_every",
-        "run.save_every", "run.keep", "run.steps_per_dispatch", "optim.warmup_steps", "optim.plateau_patience",
-        "optim.accumulation_steps", "data.image_size", "hosts.processes",
-    ]  # fmt: skip
-    at_least_zero = [
-        "data.validation_size", "data.padding", "optim.weight_decay", "run.seed", "data.split_seed", "data.lighting",
-        "data.workers", "data.max_broken", "hosts.process_id",
-    ]  # fmt: skip
-    positive = ["optim.learning_rate", "optim.warmup_learning_rate", "optim.warmup_error"]
-    shares = ["optim.momentum", "model.bn_decay", "optim.label_smoothing"]
-    _check_size_of_numbers(config)
-    for names, ok, range_text in (
-        (at_least_one, lambda v: v >= 1, "at least 1"),
-        (at_least_zero, lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
-        (positive, lambda v: 0 < v < float("inf"), "above 0 and finite"),
-        (shares, lambda v: 0 <= v < 1, "from 0 up to, not including, 1"),
-    ):
-        for name in names:
-            value = get_field(config, name)
-            if value is not None and not ok(value):
-                raise UserError(f"--{name.replace('_', '-')} must be {range_text}; got {value}")
+    try:
+        _CONFIG.validate_python(config)
+    except pydantic.ValidationError as error:
+        raise UserError(_first_mistake(error)) from error
     _check_batch(config)
     smallest, largest = config.data.shorter_side
     if not config.data.image_size <= smallest <= largest:
@@ -232,31 +231,38 @@ def check_config(config: Config) -> None:
         raise UserError(
             "--optim.schedule plateau follows the validation error: hold images out with --data.validation-size"
         )
-    if not all(0 < value < float("inf") for value in config.data.std):
-        raise UserError(f"--data.std must be above 0 and finite; got {config.data.std}")
-    if config.data.mean is not None and not all(map(math.isfinite, config.data.mean)):
-        raise UserError(f"--data.mean must be finite; got {config.data.mean}")
     _check_hosts(config.hosts)
 
 
-def _check_size_of_numbers(config: Config) -> None:
-    """Check that whole numbers fit into those of devices and generators, and text into the names of files."""
-    for name in field_names():
-        value, option = get_field(config, name), f"--{name.replace('_', '-')}"
-        bits = 32 if name in ("run.seed", "data.split_seed") else 31
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int) and abs(number) >= 2**bits:
-                raise UserError(f"{option} must be below 2^{bits}; got {str(number)[:40]}")
-            if isinstance(number, str) and not _is_file_name(number):
-                raise UserError(f"{option} must be text that can name a file; got {number[:40]!r}")
+def _first_mistake(error: pydantic.ValidationError) -> str:
+    """Return pydantic's words for the first mistake, as one line that begins with the option."""
+    mistake = error.errors(include_url=False)[0]
+    names, message, value = [str(name) for name in mistake["loc"][:2]], mistake["msg"], repr(mistake["input"])[:60]
+    if not names:  # no JSON, or no object
+        return message
+    if mistake["type"] == "unexpected_keyword_argument":
+        known = field_names() if len(names) == 2 else [field.name for field in dataclasses.fields(Config)]
+        unknown = ".".join(names)[:60]
+        return f"unknown field {unknown!r}{did_you_mean(unknown, known)}"
+    if message.startswith(("Input should", "String should")):
+        return f"{option('.'.join(names))} must {message.split(' should ', 1)[1]}; got {value}"
+    return f"{option('.'.join(names))}: {message}; got {value}"
 
 
-def _is_file_name(text: str) -> bool:
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:  # half a character
-        return False
-    return "\0" not in text
+def _check_batch(config: Config) -> None:
+    """Check that the batch divides into parts, and each of them into BN groups."""
+    batch, parts, group = config.data.batch_size, config.optim.accumulation_steps, config.bn_group_size
+    if batch % parts:
+        raise UserError(
+            f"a batch of {batch} (--data.batch-size) does not divide into {parts} parts (--optim.accumulation-steps)"
+        )
+    if group is not None and batch // parts % group:
+        named = f"a batch of {batch}"
+        part = f"a part of {batch // parts} (--optim.accumulation-steps {parts})" if parts > 1 else named
+        raise UserError(
+            f"{part} (--data.batch-size) does not divide into BN groups of {group}:"
+            " choose another --model.bn-group-size, or None for the whole batch"
+        )
 
 
 def _check_hosts(hosts: HostsConfig) -> None:
@@ -274,20 +280,24 @@ def _check_hosts(hosts: HostsConfig) -> None:
         )
 
 
-def _check_batch(config: Config) -> None:
-    """Check that the batch divides into parts, and each of them into BN groups."""
-    batch, parts, group = config.data.batch_size, config.optim.accumulation_steps, config.bn_group_size
-    if batch % parts:
-        raise UserError(
-            f"a batch of {batch} (--data.batch-size) does not divide into {parts} parts (--optim.accumulation-steps)"
-        )
-    if group is not None and (group < 1 or batch // parts % group):
-        named = f"a batch of {batch}"
-        part = f"a part of {batch // parts} (--optim.accumulation-steps {parts})" if parts > 1 else named
-        raise UserError(
-            f"{part} (--data.batch-size) does not divide into BN groups of {group}:"
-            " choose another --model.bn-group-size, or None for the whole batch"
-        )
+def check_applies(config: Config, *, streamed: bool) -> None:
+    """Refuse options that have no effect on the images of the data set.
+
+    Args:
+      config: of the run.
+      streamed: whether its images are read in training; if not, they are kept on the devices.
+
+    Raises:
+      UserError: an option for the other kind is not at its default.
+    """
+    usual = Config()
+    for name in _marked(_RESIDENT if streamed else _STREAMED):
+        if get_field(config, name) != get_field(usual, name):
+            kinds = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
+            raise UserError(
+                f"{option(name)} is for {kinds[0]}; those of {config.data.name} are {kinds[1]}: leave it at"
+                f" {get_field(usual, name)}"
+            )
 
 
 def get_field(config: Config, name: str) -> Any:
@@ -296,67 +306,52 @@ def get_field(config: Config, name: str) -> Any:
     return getattr(getattr(config, group), field)
 
 
+def option(name: str) -> str:
+    """Return how the command line calls a field."""
+    return "--init-from" if name == "run.init_from" else f"--{name.replace('_', '-')}"
+
+
 def to_json(config: Config) -> str:
     """Write every field, so that a later change of a default does not change an old run."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str, source: str) -> Config:
-    """Read what to_json wrote; `source` names the text in errors.
+    """Read what to_json wrote; a field that an older version did not have keeps its default.
+
+    Args:
+      text: JSON.
+      source: names the text in errors.
 
     Raises:
       UserError: no JSON, an unknown field, a value of the wrong type or out of range.
     """
     try:
-        data = parse_json(text)
-        groups = {field.name: type(field.default) for field in dataclasses.fields(Config)}
-        config = Config(**{name: _build(groups[name], name, values) for name, values in _items(data, groups)})
+        config = _CONFIG.validate_json(text)
         check_config(config)
-    except ValueError as error:
+    except pydantic.ValidationError as error:
+        raise UserError(f"{source} is not a configuration of this program: {_first_mistake(error)}") from error
+    except UserError as error:
         raise UserError(f"{source} is not a configuration of this program: {error}") from error
     return config
 
 
-def _build(group: Any, group_name: str, values: Any) -> Any:
-    """Make one group from its JSON object; a field that an older version did not have keeps its default."""
-    hints = typing.get_type_hints(group)
-    fields = {}
-    for name, value in _items(values, hints):
-        fields[name] = tuple(value) if isinstance(value, list) else value
-        try:
-            typeguard.check_type(fields[name], hints[name], collection_check_strategy=_ALL)
-        except typeguard.TypeCheckError as error:
-            raise UserError(f"{group_name}.{name}: {' '.join(str(error).split())}") from error
-        if isinstance(fields[name], bool) and hints[name] is not bool:  # which Python takes for a number
-            raise UserError(f"{group_name}.{name}: {fields[name]} is no number")
-    return group(**fields)
-
-
-def _items(data: Any, known: typing.Collection[str]) -> list[tuple[str, Any]]:
-    if not isinstance(data, dict):
-        raise UserError(f"expected an object, found {repr(data)[:60]}")
-    for name in data:
-        if name not in known:
-            raise UserError(f"unknown field {name[:60]!r}{did_you_mean(name[:60], known)}")
-    return list(data.items())
-
-
 def difference(old: Config, new: Config) -> str | None:
     """Name the first field that makes `new` another experiment than `old`, or None."""
-    bound = _bound_on_resume(new)
+    bound, free = _bound_on_resume(new), _marked(_FREE)
     for name in field_names():
         before, now = get_field(old, name), get_field(new, name)
-        if before != now and (name in bound or name not in _FREE_ON_RESUME):
+        if before != now and (name in bound or name not in free):
             reason = f", which {bound[name]} depends on" if name in bound else ""
             return f"{name} is {before} there and {now} here{reason}"
     return None
 
 
 def _bound_on_resume(config: Config) -> dict[str, str]:
-    """Name fields of _FREE_ON_RESUME that change the parameters with this configuration, and through what."""
+    """Name fields that are free, but change the parameters with this configuration, and through what."""
     bound = {}
-    if config.optim.schedule == "cosine":
-        bound["run.steps"] = "the schedule cosine"
+    if config.optim.schedule not in ("steps", "plateau"):  # a schedule may follow the number of steps
+        bound["run.steps"] = f"the schedule {config.optim.schedule}"
     if config.optim.schedule == "plateau":
         bound["run.eval_every"] = "the schedule plateau"
     if config.model.bn_group_size is None:  # each part has BN statistics of its own
@@ -368,6 +363,19 @@ def _bound_on_resume(config: Config) -> dict[str, str]:
 
 def field_names() -> list[str]:
     """Return the dotted names of all fields."""
-    defaults = Config()
-    groups = [(group.name, getattr(defaults, group.name)) for group in dataclasses.fields(Config)]
-    return [f"{name}.{field.name}" for name, group in groups for field in dataclasses.fields(group)]
+    return list(_hints())
+
+
+def _marked(marker: str) -> list[str]:
+    return [name for name, hint in _hints().items() if marker in getattr(hint, "__metadata__", ())]
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Return the types of all fields by their dotted names."""
+    groups = typing.get_type_hints(Config)
+    return {
+        f"{group}.{field.name}": typing.get_type_hints(groups[group], include_extras=True)[field.name]
+        for group in groups
+        for field in dataclasses.fields(groups[group])
+    }

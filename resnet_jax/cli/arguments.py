@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import tyro
 
-from resnet_jax.config import Config, check_config, field_names
+from resnet_jax.config import Config, check_config, field_names, option
 from resnet_jax.errors import CommandError, StorageError, UserError, did_you_mean, printable
 
 _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -64,7 +64,7 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
-def load_config(args: Sequence[str], prog: str = "train.py") -> Config:
+def parse_config(args: Sequence[str], prog: str = "train.py") -> Config:
     """Turn command-line arguments `CONFIG [--overrides]` into a checked Config; --help prints and exits.
 
     Raises:
@@ -120,7 +120,7 @@ def _parse_overrides(base: Config, args: Sequence[str], prog: str) -> Config:
         first = " ".join(line.strip() for line in _until_rule(lines))
         raise UserError(f"{first.rstrip('.')}; see {prog} --help") from None
     if unknown:
-        flags = [f"--{name}".replace("_", "-") for name in field_names()]
+        flags = [option(name) for name in field_names()]
         raise UserError(f"unknown option {unknown[0]}{did_you_mean(unknown[0], flags)}; see {prog} --help")
     return config
 

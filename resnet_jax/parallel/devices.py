@@ -45,8 +45,8 @@ def cpu_devices(config: Config, most: int) -> int:
     A batch that is computed in parts has fewer groups at a time.
     """
     part, processes = config.data.batch_size // config.optim.accumulation_steps, config.hosts.processes or 1
-    group = config.bn_group_size or part
-    units = part // group if group < part else part
+    groups = part // (config.bn_group_size or part)
+    units = part if groups == 1 else groups
     return max((n for n in range(1, most + 1) if units % (n * processes) == 0), default=1)
 
 

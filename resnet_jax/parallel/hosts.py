@@ -16,8 +16,6 @@ from resnet_jax.parallel.signals import StopSignal
 
 T = TypeVar("T")
 
-_OTHER = "another process cannot go on; its own message says why"
-
 
 def connect(config: HostsConfig) -> None:
     """Wait for the other processes, if there are any; call it before anything is computed.
@@ -49,18 +47,18 @@ def all_hosts(action: Callable[[], T]) -> T:
     Raises:
       CommandError: of this process, or one that says that another failed.
     """
-    failure, result = None, None
+    failure, failed = None, False
     try:
         result = action()
     except CommandError as error:
         failure = error
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(failure is not None))
-        if failure is None and np.any(failed):
-            raise UserError(_OTHER)
+        failed = bool(np.any(multihost_utils.process_allgather(np.array(failure is not None))))
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    if failed:
+        raise UserError("another process cannot go on; its own message says why")
+    return result
 
 
 def on_first(action: Callable[[], object]) -> None:

@@ -32,7 +32,6 @@ class StopSignal:
             self._reading, self._writing = os.pipe()
             os.set_blocking(self._writing, False)
             self._previous_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-            _entered.add(self)
             self._listener = threading.Thread(target=self._listen, daemon=True, name="stop_signal")
             self._listener.start()
         return self
@@ -40,7 +39,6 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         if self._entered:
             signal.set_wakeup_fd(self._previous_fd)
-            _entered.discard(self)
             for signum, handler in self._previous.items():
                 signal.signal(signum, handler)
             os.close(self._writing)  # which ends the listener
@@ -61,20 +59,17 @@ class StopSignal:
                 _tell()
 
 
-_entered: set[StopSignal] = set()
+def _ignore(signum: int, frame: types.FrameType | None) -> None:
+    """Keep the system from ending the process."""
 
 
 def _forget_in_child() -> None:
     """Keep a signal to a forked process from waking the listener of this one."""
-    if _entered:
+    if signal.getsignal(signal.SIGTERM) is _ignore:
         signal.set_wakeup_fd(-1)
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _ignore(signum: int, frame: types.FrameType | None) -> None:
-    """Keep the system from ending the process."""
 
 
 def _tell() -> None:

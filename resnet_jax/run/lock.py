@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from resnet_jax.errors import StorageError, UserError
+from resnet_jax.errors import StorageError, UserError, reason
 
 FILE_NAME = "lock"
 _PATIENCE = 2.0  # seconds: a run that was killed right before may still be ending
@@ -34,55 +34,50 @@ def lock(workdir: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("a+"))
-            _acquire(file, workdir)
-            _write(file, {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T %z")})
+            if not _acquire(file):
+                holder = {"pid": "?", "host": "?", "since": "?", **_read(file)}
+                raise UserError(
+                    f"{workdir} is in use by process {holder['pid']} on {holder['host']} since {holder['since']}: wait"
+                    f" for its end, or choose another --run.workdir (if that process has died, delete {path})"
+                )
+            file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%F %T %z")}))
+            file.flush()
         except OSError as error:
-            raise StorageError(f"cannot lock {path}: {error.strerror}") from error
+            raise StorageError(f"cannot lock {path}: {reason(error)}") from error
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                _write(file, None)
+                file.truncate(0)
 
 
-def _acquire(file: IO[str], workdir: Path) -> None:
+def _acquire(file: IO[str]) -> bool:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
         except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                if time.monotonic() > until:
-                    raise _in_use(workdir, _read(file)) from error
-            elif error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                holder = _read(file)
-                if holder and not _has_ended(holder):
-                    raise _in_use(workdir, holder) from error
-                return
-            else:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-        time.sleep(0.1)
-
-
-def _in_use(workdir: Path, holder: dict[str, Any]) -> UserError:
-    names = "process {pid} on {host} since {since}".format_map({"pid": "?", "host": "?", "since": "?", **holder})
-    return UserError(
-        f"{workdir} is in use by {names}: wait for its end, or choose another --run.workdir (if that process has died,"
-        f" delete {workdir / FILE_NAME})"
-    )
+            return _has_ended(_read(file))
 
 
 def _has_ended(holder: dict[str, Any]) -> bool:
-    """Tell whether the process is known to be gone: that of another host never is."""
-    if holder.get("host") != platform.node() or not isinstance(holder.get("pid"), int):
-        return False
+    """Tell whether no process is named, or one of this host that is gone: that of another host never is."""
+    if not holder or holder.get("host") != platform.node():
+        return not holder
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        pass  # it is there, and someone else's
+    except (OSError, KeyError, TypeError):
+        pass  # it is there and someone else's, or senseless
     return False
 
 
@@ -90,13 +85,5 @@ def _read(file: IO[str]) -> dict[str, Any]:
     file.seek(0)
     with contextlib.suppress(ValueError):
         holder = json.loads(file.read())
-        if isinstance(holder, dict):
-            return holder
+        return holder if isinstance(holder, dict) else {}
     return {}
-
-
-def _write(file: IO[str], holder: dict[str, Any] | None) -> None:
-    file.truncate(0)
-    if holder is not None:
-        file.write(json.dumps(holder) + "\n")
-    file.flush()

@@ -8,35 +8,38 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_jax import files
-from resnet_jax.errors import StorageError, UserError
+from resnet_jax.errors import StorageError, UserError, optional, reason
 from resnet_jax.metrics import Metrics, shown_errors
 from resnet_jax.parallel.devices import environment
-from resnet_jax.run.curves import plot_curves
-from resnet_jax.run.events import EventFile
 from resnet_jax.run.records import FILE_NAME, read_records
 
+if TYPE_CHECKING:
+    from resnet_jax.run.events import EventFile
 
-class Log(Protocol):
-    """What a run tells of itself; a context manager."""
+_EVENTS = "TensorBoard's events"
 
-    def __enter__(self) -> Log: ...
 
-    def __exit__(self, *_: object) -> None: ...
+class Log:
+    """What a run tells of itself, a context manager; this one, of all processes but the first, only prints warnings."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def start(self, step: int, **description: Any) -> None:
         """Record versions, devices and what runs on them."""
-        ...
 
     def advance(self, step: int, status: str) -> None:
         """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
-        ...
 
     def train(
         self,
@@ -58,42 +61,28 @@ class Log(Protocol):
           images_per_second: speed.
           skipped: images that could not be read; None where images are not read from the disk.
         """
-        ...
 
     def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
         """Record evaluations on the splits "validation" and "test"."""
-        ...
 
     def draw_curves(self) -> None:
         """Draw curves.png anew."""
-        ...
 
     def say(self, line: str) -> None:
         """Print a line above the progress bar."""
-        ...
 
     def warn(self, line: str) -> None:
         """Print what a user should know of; every process does."""
-        ...
+        print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
 
 
-def open_log(workdir: Path, *, step: int, steps: int, num_classes: int, evaluated: bool, go_on_without: bool) -> Log:
+def open_log(workdir: Path, **options: Any) -> Log:
     """Open the log of this process; the arguments are those of RunLog."""
-    if jax.process_index() > 0:
-        return SilentLog()
-    return RunLog(
-        workdir, step=step, steps=steps, num_classes=num_classes, evaluated=evaluated, go_on_without=go_on_without
-    )
+    return RunLog(workdir, **options) if jax.process_index() == 0 else Log()
 
 
-class RunLog:
-    """Write records of kind "start", "train", "validation" and "test"; a context manager.
-
-    Every record has `kind`, `step` and `time` (seconds since 1970). "train" averages the steps since the
-    record before it: `loss` in nats, `error` in %, `images`, `learning_rate`, `gradient_norm`,
-    `images_per_second`; of images read from the disk also how many had to be `skipped`. "validation" and "test" have
-    `loss`, `error` and `images`. All have `top5_error` in % if that is asked for.
-    """
+class RunLog(Log):
+    """The log of the first process, or of the only one; records.RunRecord says what metrics.jsonl holds."""
 
     def __init__(
         self,
@@ -123,8 +112,14 @@ class RunLog:
             partial.write_text(kept)
         self._path = workdir / FILE_NAME
         self._file = self._path.open("ab", buffering=0)  # a file of ours: it was just replaced
-        self._events = EventFile(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._go_on_without, self._given_up = go_on_without, set[str]()
+        self._notes: list[str] = []
+        self._check_installed("curves.png", "matplotlib")
+        self._events: EventFile | None = None
+        if self._check_installed(_EVENTS, "tensorboardX"):
+            from resnet_jax.run.events import EventFile
+
+            self._events = EventFile(workdir / "tensorboard", purge_step=step + 1 if step else None)
         self._console = Console(highlight=False)
         self._progress = Progress(
             TextColumn("step"),
@@ -140,7 +135,7 @@ class RunLog:
         self._shown = shown_errors(num_classes)
         self._workdir = workdir
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -150,12 +145,24 @@ class RunLog:
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):
-            self._events.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _check_installed(self, name: str, module: str) -> bool:
+        """Go on without a part of the record that needs what is not installed."""
+        try:
+            optional(module, extra="plots")
+        except UserError as error:
+            self._given_up.add(name)
+            self._notes.append(f"going on without {name}: {error}")
+        return name not in self._given_up
 
     def start(self, step: int, **description: Any) -> None:
         values = {**environment(), **description}
         self._write("start", step, values)
         self.say("  ".join(f"{name} {value}" for name, value in values.items()))
+        for note in self._notes:
+            self.say(note)
 
     def advance(self, step: int, status: str) -> None:
         self._progress.update(self._task, completed=step, status=status)
@@ -194,7 +201,12 @@ class RunLog:
             )
 
     def draw_curves(self) -> None:
-        self._attempt("curves.png", lambda: plot_curves(self._workdir, title=self._workdir.name))
+        def draw() -> None:
+            from resnet_jax.run.curves import plot_curves
+
+            plot_curves(self._workdir, title=self._workdir.name)
+
+        self._attempt("curves.png", draw)
 
     def say(self, line: str) -> None:
         def write() -> None:
@@ -214,17 +226,16 @@ class RunLog:
         try:
             write()
         except (OSError, UserError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__
-            reason = getattr(cause, "strerror", None) or str(error)
+            cause = reason(error if isinstance(error, OSError) else error.__cause__ or error)
             if not self._go_on_without:
                 if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
                     raise
                 raise StorageError(
-                    f"cannot write {name}: {reason}; run it again when that is mended, or add --run.on-log-error"
+                    f"cannot write {name}: {cause}; run it again when that is mended, or add --run.on-log-error"
                     " continue to go on without"
                 ) from error
             self._given_up.add(name)
-            print(f"warning: cannot write {name}: {reason}; going on without", file=sys.stderr)
+            print(f"warning: cannot write {name}: {cause}; going on without", file=sys.stderr)
 
     def _values(self, metrics: Metrics) -> dict[str, Any]:
         errors = {name: error for name, error in metrics.errors.items() if name in self._shown}
@@ -240,37 +251,7 @@ class RunLog:
         now = round(time.time(), 3)
         line = json.dumps({"kind": kind, "step": step, "time": now, **values})
         self._attempt(str(self._path), lambda: files.append_line(self._file, line))
-        if kind != "start":
+        events = self._events
+        if kind != "start" and events is not None:
             scalars = {f"{kind}/{name}": value for name, value in values.items()}
-            self._attempt("TensorBoard's events", lambda: self._events.write(step, now, scalars))
-
-
-class SilentLog:
-    """The log of all processes but the first: nothing is written, and only warnings are printed."""
-
-    def __enter__(self) -> SilentLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def start(self, step: int, **description: Any) -> None:
-        pass
-
-    def advance(self, step: int, status: str) -> None:
-        pass
-
-    def train(self, step: int, metrics: Metrics, **values: Any) -> None:
-        pass
-
-    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
-        pass
-
-    def draw_curves(self) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        pass
-
-    def warn(self, line: str) -> None:
-        print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
+            self._attempt(_EVENTS, lambda: events.write(step, now, scalars))

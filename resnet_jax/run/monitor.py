@@ -150,8 +150,8 @@ class Monitor:
         last = self._window[-1]
         self._log.advance(
             step,
-            f"lr {last.learning_rate:g}  loss {last.metrics.mean_loss:.3f}  error {last.metrics.top1_error:.1f} %"
-            f"  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
+            f"lr {last.learning_rate:g}  loss {last.metrics.mean_loss:.3f}"
+            f"  error {last.metrics.top1_error:.1f} %  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
         )
 
     def _check_finite(self, report: StepMetrics) -> None:

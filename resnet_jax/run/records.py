@@ -1,80 +1,98 @@
-"""Which lines of a work directory's logs are sound: their fields are of the types and sizes that readers rely on."""
+"""The lines of a work directory's logs; those that are not sound are left out when they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, Literal
+
+import pydantic
+from annotated_types import Ge, Le, Lt, MinLen
 
 from resnet_jax.files import read_json_lines
 
 Record = dict[str, Any]
-
-_KINDS = ("start", "train", "validation", "test")
-_MOST_STEPS = 2**31
-_LATEST = 2.5e11  # seconds since 1970: dates end with the year 9999
-_LARGEST = 1e30  # of all numbers that are recorded; beyond it sums and curves overflow
-_PERCENT = ("error", "top5_error", "top1_error")
-_WHOLE = ("images", "count")
-_TEXTS = ("platform", "device", "data")
-
-
 FILE_NAME = "metrics.jsonl"
 
+Count = Annotated[int, Ge(0), Lt(2**53)]
+Step = Annotated[int, Ge(0), Lt(2**31)]
+Time = Annotated[float, Ge(0), Le(2.5e11)]  # seconds since 1970: dates end with the year 9999
+Percent = Annotated[float, Ge(0), Le(100)]
+Number = Annotated[float, Ge(0), Le(1e30)]  # beyond it sums and curves overflow
 
-def read_records(workdir: Path) -> list[dict[str, Any]]:
+
+class _Sound(pydantic.BaseModel):
+    """Further fields are allowed; a field with a default may be missing."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class RunRecord(_Sound):
+    """A line of metrics.jsonl.
+
+    "start": a process has begun or gone on after `step`; it has versions and devices. "train": averages over the
+    steps since the record before it, up to `step`. "validation" and "test": evaluations after `step`.
+    """
+
+    kind: Literal["start", "train", "validation", "test"]
+    step: Step
+    time: Time = 0.0
+    platform: str = ""
+    device: str = ""
+    devices: Annotated[int, Ge(1), Lt(2**31)] = 1
+    loss: Number = 0.0
+    """In nats."""
+    error: Percent = 0.0
+    """Wrongly classified images; those of "train" are augmented."""
+    top5_error: Percent = 0.0
+    images: Count = 0
+    learning_rate: Number = 0.0
+    """Of the last step."""
+    gradient_norm: Number = 0.0
+    images_per_second: Number = 0.0
+    skipped: Count = 0
+    """Images that could not be read."""
+
+
+class _Member(_Sound):
+    workdir: str
+    step: Step
+    scales: list[Annotated[int, Ge(1), Lt(2**16)]]
+
+
+class EvaluationRecord(_Sound):
+    """A line of evaluations.jsonl."""
+
+    protocol: Literal["single", "10crop", "multiscale"]
+    members: Annotated[list[_Member], MinLen(1)]
+    time: Time
+    data: str
+    platform: str
+    device: str
+    devices: Annotated[int, Ge(1), Lt(2**31)]
+    count: Count
+    top1_error: Percent
+    top5_error: Percent
+
+
+def read_records(workdir: Path) -> list[Record]:
     """Return the records of metrics.jsonl in order; what is damaged is left out."""
-    return [record for record in read_json_lines(workdir / FILE_NAME) if is_run_record(record)]
+    return [record for record in read_json_lines(workdir / FILE_NAME) if _is_sound(record, RunRecord)]
 
 
-def is_run_record(record: Record) -> bool:
-    """Tell whether a line of metrics.jsonl has a kind and a step, and its other fields are sound."""
-    if record.get("kind") not in _KINDS or "step" not in record:
+def is_evaluation(record: Record) -> bool:
+    """Tell whether a line of evaluations.jsonl is what evaluate.record() writes."""
+    return _is_sound(record, EvaluationRecord)
+
+
+def _is_sound(record: Record, model: type[_Sound]) -> bool:
+    try:
+        model.model_validate(record)
+    except pydantic.ValidationError:
         return False
-    if record["kind"] == "start":  # which also has whatever describes the environment
-        return all(_is_sound(name, record[name]) for name in ("step", "time", "devices", *_TEXTS) if name in record)
-    return all(_is_sound(name, value) for name, value in record.items() if name != "kind")
+    return True
 
 
 def with_fields(records: Iterable[Record], fields: Mapping[str, Collection[str]]) -> list[Record]:
     """Return the records that have all the fields which `fields` names for their kind."""
     return [record for record in records if all(name in record for name in fields.get(record["kind"], ()))]
-
-
-def is_evaluation(record: Record) -> bool:
-    """Tell whether a line of evaluations.jsonl is what evaluate.record() writes."""
-    needed = ("time", "top1_error", "top5_error", "count", "devices", *_TEXTS)
-    members = record.get("members")
-    return (
-        record.get("protocol") in ("single", "10crop", "multiscale")
-        and all(_is_sound(name, record.get(name)) for name in needed)
-        and isinstance(members, list)
-        and bool(members)
-        and all(map(_is_member, members))
-    )
-
-
-def _is_member(member: Any) -> bool:
-    if not isinstance(member, dict) or not _is_sound("step", member.get("step")):
-        return False
-    scales = member.get("scales")
-    is_scales = isinstance(scales, list) and all(type(scale) is int and 0 < scale < 2**16 for scale in scales)
-    return is_scales and isinstance(member.get("workdir"), str)
-
-
-def _is_sound(name: str, value: Any) -> bool:
-    if name in _TEXTS:
-        return isinstance(value, str)
-    if not _is_number(value) or value < 0:  # nothing that is recorded is negative
-        return False
-    if name == "step":
-        return type(value) is int and value < _MOST_STEPS
-    if name == "devices":
-        return type(value) is int and value > 0
-    if name in _WHOLE:
-        return type(value) is int
-    return value <= {"time": _LATEST}.get(name, 100 if name in _PERCENT else _LARGEST)
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return type(value) in (int, float) and -_LARGEST < value < _LARGEST  # which not-a-number is not

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
+from annotated_types import MinLen
+from pydantic import PositiveInt
 
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
-from resnet_jax.errors import StorageError, UserError
-from resnet_jax.files import read_json, read_text
+from resnet_jax.errors import StorageError, UserError, reason
+from resnet_jax.files import read_text
 from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.run.lock import FILE_NAME as LOCK
 from resnet_jax.run.lock import lock
@@ -64,7 +67,7 @@ def create_workdir(
             partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"cannot write the work directory {path}: {error.strerror}") from error
+        raise UserError(f"cannot write the work directory {path}: {reason(error)}") from error
     except StorageError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -102,6 +105,12 @@ def load_config(path: Path) -> Config:
     return from_json(text, str(path / "config.json"))
 
 
+class _Import(pydantic.BaseModel):
+    """import.json."""
+
+    file: str
+
+
 def read_source(path: Path) -> str | None:
     """Return the name of the file that the weights of a work directory were imported from; None if trained here.
 
@@ -109,14 +118,18 @@ def read_source(path: Path) -> str | None:
       UserError: the record of the import is damaged.
     """
     try:
-        source = read_json(path / "import.json")["file"]
-        if not isinstance(source, str):
-            raise ValueError("the name of the file is no text")
-        return source
+        return _Import.model_validate_json(read_text(path / "import.json"), strict=True).file
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path / 'import.json'}: {str(error)[:300]}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path / 'import.json'}: {reason(error)}") from error
+
+
+class _Described(pydantic.BaseModel):
+    """inputs.json."""
+
+    image_shape: tuple[PositiveInt, PositiveInt, Literal[3]]
+    class_names: Annotated[tuple[str, ...], MinLen(1)]
 
 
 def load_inputs(path: Path) -> Inputs:
@@ -126,32 +139,21 @@ def load_inputs(path: Path) -> Inputs:
       UserError: it is not there or damaged.
     """
     try:
-        described = read_json(path / "inputs.json")
-        arrays = read_arrays(path / "preprocessing.npz", ("mean", "std"), optional=("lighting",))
+        described = _Described.model_validate_json(read_text(path / "inputs.json"), strict=True)
+        with np.load(path / "preprocessing.npz", allow_pickle=False) as file:
+            arrays = dict(file)
         preprocessing = Preprocessing(arrays["mean"], arrays["std"])
-        shape, names = described["image_shape"], described["class_names"]
-        if not (isinstance(shape, list) and isinstance(names, list)):  # a text would be taken for its letters
-            raise ValueError("image_shape and class_names are no lists")
-        inputs = Inputs(tuple(shape), tuple(names), preprocessing, arrays.get("lighting"))
-        _check_types(inputs)
+        inputs = Inputs(described.image_shape, described.class_names, preprocessing, arrays.get("lighting"))
+        _check_arrays(inputs)
         check_inputs(inputs)
         return inputs
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {str(error)[:300]}") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {reason(error)}") from error
 
 
-def _check_types(inputs: Inputs) -> None:
-    """Raise ValueError for what a file may hold but create_workdir() never writes."""
-    shape, names, (mean, std), lighting = inputs
-    if len(shape) != 3 or not all(type(length) is int and 0 < length < 2**15 for length in shape) or shape[2] != 3:
-        raise ValueError("the image_shape is not height, width and 3")
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("the class_names are no names")
-    expected: dict[str, tuple[Any, list[Any]]] = {
-        "mean": (mean, [(3,), shape]),
-        "std": (std, [(3,)]),
-        "lighting": (lighting, [(3, 3)]),
-    }
-    for name, (array, shapes) in expected.items():
+def _check_arrays(inputs: Inputs) -> None:
+    """Raise ValueError for arrays that create_workdir() never writes."""
+    shape, _, (mean, std), lighting = inputs
+    for name, array, shapes in (("mean", mean, [(3,), shape]), ("std", std, [(3,)]), ("lighting", lighting, [(3, 3)])):
         if array is not None and (array.dtype != np.float32 or array.shape not in shapes):
             raise ValueError(f"the {name} is {array.dtype} {array.shape}")

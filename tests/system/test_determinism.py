@@ -20,24 +20,24 @@ from image_folders import write_folder
 from paths import ROOT
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from resnet_jax.data import load_dataset
-from resnet_jax.data.resident import make_sampler
+from resnet_jax.data import Dataset, Split, load_dataset
+from resnet_jax.data.resident import ResidentData, make_sampler
 from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 from resnet_jax.data.types import Inputs, Preprocessing
-from resnet_jax.experiment import Experiment, abstract_state
-from resnet_jax.models import build_model
-from resnet_jax.optim import build_optimizer
+from resnet_jax.models import abstract_variables, build_model
+from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
 from resnet_jax.run.workdir import load_config, load_inputs
-from resnet_jax.steps import make_train_step, make_train_steps
-from resnet_jax.training import train
+from resnet_jax.steps import create_train_state, make_train_step, make_train_steps
+from resnet_jax.training import Trainer, train
 
 
 def saved_leaves(workdir: Path) -> list[np.ndarray]:
     """Parameters, statistics, optimizer state and step of the last checkpoint."""
-    experiment = Experiment(load_config(workdir), load_inputs(workdir))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(restore(workdir, experiment.abstract_state()))]
+    config = load_config(workdir)
+    trainer = Trainer(config, load_inputs(workdir), load_dataset(config.data.name, config.data.dir))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restore(workdir, trainer.abstract_state()))]
 
 
 def timeless_records(workdir: Path) -> list[dict]:
@@ -83,19 +83,17 @@ def test_streamed_images_twice_from_one_seed(tmp_path, folder):
 def test_another_seed_gives_other_weights_another_order_and_other_crops(tmp_path):
     inputs = Inputs((8, 8, 3), ("a", "b"), Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32)))
     images = np.arange(100, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 8, 8, 3), np.uint8)
+    split = Split(images, np.arange(100, dtype=np.int32))
 
     def begin(seed: int):
         """The first weights, and the first batch: which images, and where their windows lie."""
-        config = Config(
-            ModelConfig(depth=8, bn_group_size=4), DataConfig(batch_size=64), run=RunConfig(seed=seed, log_every=1)
-        )
-        experiment = Experiment(config, inputs)
-        sampler = make_sampler(
-            experiment.data_key, inputs.preprocessing, batch_size=64, num_images=100, padding=4, flip=True
-        )
-        split = jnp.array(images), jnp.arange(100)
-        batch = jax.jit(lambda: sampler.sample(split, jnp.int32(0), sampler.prepare(jnp.int32(0), jnp.int32(1))))()
-        kernels = [leaf for leaf in jax.tree.leaves(experiment.initial_state().params) if leaf.ndim > 1]
+        run = RunConfig(seed=seed, log_every=1)
+        config = Config(ModelConfig(depth=8, bn_group_size=4), DataConfig(batch_size=64), run=run)
+        trainer = Trainer(config, inputs, Dataset("numbered", split, split, inputs.class_names))
+        assert isinstance(trainer.data, ResidentData)
+        sampler, on_device = trainer.data.sampler, (jnp.array(images), jnp.arange(100))
+        batch = jax.jit(lambda: sampler.sample(on_device, jnp.int32(0), sampler.prepare(jnp.int32(0), jnp.int32(1))))()
+        kernels = [leaf for leaf in jax.tree.leaves(trainer.initial_state().params) if leaf.ndim > 1]
         return kernels, batch.labels, np.asarray(batch.images[..., 0] > 0).reshape(64, -1)
 
     one, other = begin(0), begin(1)
@@ -133,11 +131,12 @@ def test_what_is_not_deterministic_on_a_gpu(family, depth, pools):
     """XLA has no deterministic select-and-scatter: --xla_gpu_deterministic_ops refuses the gradient of a max pool."""
     config = Config(ModelConfig(family, depth, bn_group_size=4))
     model = build_model(config.model, num_classes=3)
-    optimizer, schedule = build_optimizer(config.optim, steps=2)
+    schedule = build_schedule(config.optim, steps=2)
+    optimizer = build_optimizer(config.optim, schedule, model.trainable)
     zeros = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
     sampler = make_sampler(jax.random.key(0), zeros, batch_size=4, num_images=9, padding=4, flip=True)
     train_steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
-    state = abstract_state(model, optimizer, (32, 32, 3), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    state = jax.eval_shape(lambda v: create_train_state(optimizer, v), abstract_variables(model, (32, 32, 3)))
     split = jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32)
     program = jax.jit(train_steps).trace(state, split, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
     assert len(re.findall(r"stablehlo\.select_and_scatter", program)) == pools

@@ -12,40 +12,40 @@ from paths import ROOT
 
 STEP = """
 import json, re, sys
+from pathlib import Path
 import jax, numpy as np
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.data import Dataset, Split
+from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.data.streamed import HostBatch
-from resnet_jax.experiment import Experiment, describe_inputs
-from resnet_jax.feeds import ResidentFeed, make_streamed_step
+from resnet_jax.data.types import StreamedDataset
+from resnet_jax.training import Trainer
 
 random = np.random.RandomState(0)
 split = Split(random.randint(0, 256, (96, 16, 16, 3)).astype(np.uint8), random.randint(0, 10, 96).astype(np.int32))
 dataset = Dataset("random", split, split, tuple("0123456789"))
-config = Config(model=ModelConfig(depth=8, bn_group_size=8), data=DataConfig(batch_size=64, eval_batch_size=40))
-inputs = describe_inputs(config, dataset)
-experiment = Experiment(config, inputs)
+config = Config(model=ModelConfig(depth=8, bn_group_size=8), data=DataConfig(batch_size=64, eval_batch_size=37))
+trainer = Trainer(config, describe_inputs(config, dataset), dataset)
 
 def all_reduces(program):
     return len(re.findall(r"\\sall-reduce(?:-start)?\\(", program.as_text()))
 
-feed = ResidentFeed(experiment, dataset)
-feed.begin(experiment.initial_state())
-resident, report = feed.train(experiment.initial_state(), 1)
-metrics = feed.evaluate(resident, "test")
+trainer.begin(trainer.initial_state())
+resident, report = trainer.train(trainer.initial_state(), 1)
+metrics = trainer.evaluate(resident, "test")
 
-experiment = Experiment(config, inputs._replace(lighting=np.eye(3, dtype=np.float32)))
+streamed_set = StreamedDataset("random", Path(), split, split, dataset.class_names)
+streaming = Trainer(config, trainer.inputs._replace(lighting=np.eye(3, dtype=np.float32)), streamed_set)
 batch = HostBatch(split.images[:64], split.labels[:64], np.full(64, -1, np.int32), np.ones(64, bool))
-batch = HostBatch(*(jax.make_array_from_process_local_data(experiment.by_image, array) for array in batch))
-step = jax.jit(make_streamed_step(experiment), out_shardings=experiment.replicated)
-step = step.lower(experiment.initial_state(), batch).compile()
-streamed, _ = step(experiment.initial_state(), batch)
+batch = HostBatch(*(jax.make_array_from_process_local_data(streaming.by_image, array) for array in batch))
+step = streaming.train_program.lower(streaming.initial_state(), batch).compile()
+streamed, _ = step(streaming.initial_state(), batch)
 
 leaves = jax.tree_util.tree_leaves_with_path({"resident": resident, "streamed": streamed})
 np.savez(sys.argv[1], **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
 print(json.dumps({"devices": jax.device_count(), "loss": float(report.history.metrics.loss[0]),
                   "eval_loss": metrics.mean_loss, "count": metrics.images,
-                  "all_reduces": {"resident": all_reduces(feed.program), "streamed": all_reduces(step)}}))
+                  "all_reduces": {"resident": all_reduces(trainer.train_program), "streamed": all_reduces(step)}}))
 """
 
 

@@ -18,9 +18,9 @@ from paths import ROOT
 
 from resnet_jax.data import load_dataset
 from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
-from resnet_jax.experiment import Experiment
 from resnet_jax.run.checkpoint import restore, saved_steps
 from resnet_jax.run.workdir import load_config, load_inputs
+from resnet_jax.training import Trainer
 
 CONFIG = """
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -28,8 +28,9 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunC
 def get_config():
     return Config(
         model=ModelConfig(depth=8, bn_group_size=4),
-        # Each row of a batch gets a colour of its own, so that it matters which image lies in it.
-        data=DataConfig(name="folder", batch_size=8, eval_batch_size=8, image_size=32, shorter_side=(32, 48), workers=0,
+        # Each row of a batch gets a colour of its own, so that it matters which image lies in it. 7 images do not
+        # divide over 2 devices.
+        data=DataConfig(name="folder", batch_size=8, eval_batch_size=7, image_size=32, shorter_side=(32, 48), workers=0,
                         lighting=1.0),
         optim=OptimConfig(learning_rate=0.05, boundaries=()),
         run=RunConfig(steps=12, log_every=1, eval_every=12, save_every=3),
@@ -94,8 +95,9 @@ def steps_done(workdir: Path) -> int:
 
 
 def last_state(workdir: Path) -> list[np.ndarray]:
-    experiment = Experiment(load_config(workdir), load_inputs(workdir))
-    return jax.tree.leaves(restore(workdir, experiment.abstract_state(), 12))
+    config = load_config(workdir)
+    trainer = Trainer(config, load_inputs(workdir), load_dataset(config.data.name, config.data.dir))
+    return jax.tree.leaves(restore(workdir, trainer.abstract_state(), 12))
 
 
 @pytest.fixture(scope="module")

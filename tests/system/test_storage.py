@@ -145,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(undisturbed, disk, mo
     else:
         assert re.match(rf"cannot write {A_LOG}: {reason}; run it again when that is mended, or add --run.on", message)
     assert saved_steps(workdir) == [4]
-    assert verify(workdir, 4).damage is None
+    assert verify(workdir, 4) is None
     mend_it()
     capsys.readouterr()
     with tiny_dataset():
@@ -251,7 +251,7 @@ def test_a_signal_waits_for_a_slow_checkpoint(tmp_path, monkeypatch):
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     last = saved_steps(tmp_path / "run")[-1]
     assert f"after step {last}," in str(stopped.value)
-    assert verify(tmp_path / "run", last).damage is None
+    assert verify(tmp_path / "run", last) is None
 
 
 def test_the_options_are_free_on_resume(undisturbed, tmp_path):

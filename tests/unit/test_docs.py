@@ -7,7 +7,7 @@ import shlex
 import pytest
 from paths import ROOT
 
-from resnet_jax.cli.arguments import load_config
+from resnet_jax.cli.arguments import parse_config
 from resnet_jax.cli.commands import make_parser
 
 
@@ -27,7 +27,7 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
     if words[0] == "train.py":
         for name in ("NAME", "cifar10_NAME"):  # stands for any
             words = [word.replace(f"configs/{name}.py", "configs/cifar10_resnet20.py") for word in words]
-        assert load_config([word for word in words[1:] if word != "--help"])
+        assert parse_config([word for word in words[1:] if word != "--help"])
     elif words[0] == "eval.py":
         assert runpy.run_path("eval.py")["make_parser"]().parse_args(words[1:])
     elif words[:2] == ["-m", "resnet_jax"]:

@@ -8,7 +8,7 @@ import time
 import pytest
 from paths import ROOT
 
-from resnet_jax.cli.arguments import load_config
+from resnet_jax.cli.arguments import parse_config
 from resnet_jax.config import to_json
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.artefact import Artefact, Command
@@ -104,7 +104,7 @@ def test_without_the_repository(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, name, args):
     monkeypatch.chdir(ROOT)  # commands are meant from there
-    begun = load_config([f"configs/{name}.py", "--run.workdir", str(tmp_path / "begun"), *args.split()])
+    begun = parse_config([f"configs/{name}.py", "--run.workdir", str(tmp_path / "begun"), *args.split()])
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text(to_json(begun))
     runs = find_runs(tmp_path)
@@ -113,6 +113,6 @@ def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, name, args):
     program, *arguments = commands[-1].arguments
     whole = dataclasses.replace(begun, run=dataclasses.replace(begun.run, steps=NETWORKS[name].steps))
     assert program == "train.py"
-    assert load_config(arguments) == whole
+    assert parse_config(arguments) == whole
     moved = missing_commands(NETWORKS[name], runs, "elsewhere", seeds=begun.run.seed + 1)[-1]
-    assert load_config(moved.arguments[1:]).data.dir == "elsewhere"
+    assert parse_config(moved.arguments[1:]).data.dir == "elsewhere"

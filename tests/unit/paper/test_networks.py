@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from paths import ROOT
 
-from resnet_jax.cli.arguments import load_config
+from resnet_jax.cli.arguments import parse_config
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.paper.networks import NETWORKS, is_imagenet
 
@@ -14,7 +14,7 @@ CONFIGS = ROOT / "configs"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("cifar10_*.py")), ids=lambda path: path.stem)
 def test_each_configuration_file_is_the_papers_recipe(path):
-    config = load_config([str(path)])
+    config = parse_config([str(path)])
     network = NETWORKS[path.stem]
     assert dataclasses.replace(config, run=network.config.run) == network.config
     assert network.is_of(config)
@@ -27,7 +27,7 @@ def test_each_imagenet_network_that_is_trained_has_a_file_with_the_same_recipe(n
     path, network = CONFIGS / f"{name}.py", NETWORKS[name]
     assert network.is_trained == path.is_file() == (name != "imagenet_vgg16")
     if network.is_trained:
-        config = load_config([str(path)])
+        config = parse_config([str(path)])
         assert dataclasses.replace(config, run=network.config.run) == network.config
         assert [other.name for other in NETWORKS.values() if other.is_of(config)] == [name]
         assert network.deviation(config) is None
@@ -40,7 +40,7 @@ def test_every_cifar_network_has_a_file():
 
 
 def override(name, *args):
-    return load_config([str(CONFIGS / f"{name}.py"), *args])
+    return parse_config([str(CONFIGS / f"{name}.py"), *args])
 
 
 @pytest.mark.parametrize(

@@ -9,48 +9,59 @@ import pytest
 from paths import ROOT
 
 from resnet_jax.config import Config, DataConfig, HostsConfig, ModelConfig, OptimConfig
-from resnet_jax.parallel.devices import cpu_devices
+from resnet_jax.parallel.devices import cpu_devices, round_up
 
 SCRIPT = """
 import json, jax
-from resnet_jax.parallel import devices as runtime
+from resnet_jax.parallel import devices
 from resnet_jax.config import Config
-runtime.configure(Config())
-print(json.dumps({"devices": jax.device_count(), **runtime.description()}))
+devices.configure(Config())
+print(json.dumps({"devices": jax.device_count(), **devices.description()}))
 """
 
 
 @pytest.mark.parametrize(
-    ("processes", "parts", "devices"),
-    [(1, 1, 8), (2, 1, 4), (4, 2, 1), (1, 2, 4), (1, 8, 8), (16, 1, 1)],  # 8 groups of 32; 8 parts: single groups
-)
-def test_the_devices_of_a_cpu_with_several_processes_or_parts(processes, parts, devices):
-    config = Config(
-        model=ModelConfig(bn_group_size=32),
-        data=DataConfig(batch_size=256, eval_batch_size=256),
-        optim=OptimConfig(accumulation_steps=parts),
-        hosts=HostsConfig(coordinator="h:1", processes=processes, process_id=0),
-    )
-    assert cpu_devices(config, 8) == devices
-
-
-@pytest.mark.parametrize(
-    ("cores", "batch_size", "group", "eval_batch_size", "devices"),
+    ("cores", "batch_size", "group", "parts", "processes", "devices"),
     [
-        (2, 128, 64, 500, 2),
-        (1, 128, 64, 500, 1),
-        (64, 128, 64, 500, 2),  # whole groups on each device
-        (8, 256, 32, 1000, 8),
-        (3, 128, 64, 500, 2),
-        (4, 256, 64, 250, 2),  # the evaluation divides as well
-        (2, 64, 64, 120, 2),  # one group: its statistics come from both
-        (4, 128, None, 500, 4),
-        (2, 63, 63, 120, 1),
+        (2, 128, 64, 1, 1, 2),
+        (1, 128, 64, 1, 1, 1),
+        (64, 128, 64, 1, 1, 2),  # whole groups on each device
+        (8, 256, 32, 1, 1, 8),
+        (3, 128, 64, 1, 1, 2),
+        (2, 64, 64, 1, 1, 2),  # one group: its statistics come from both
+        (4, 128, None, 1, 1, 4),
+        (2, 63, 63, 1, 1, 1),
+        (8, 256, 32, 1, 2, 4),  # 8 groups
+        (8, 256, 32, 2, 4, 1),  # 4 at a time
+        (8, 256, 32, 2, 1, 4),
+        (8, 256, 32, 8, 1, 8),  # parts of one group
+        (8, 256, 32, 1, 16, 1),
+        (2, 120, 60, 1, 2, 1),
     ],
 )
-def test_the_devices_of_a_cpu(cores, batch_size, group, eval_batch_size, devices):
-    model, data = ModelConfig(bn_group_size=group), DataConfig(batch_size=batch_size, eval_batch_size=eval_batch_size)
-    assert cpu_devices(Config(model=model, data=data), cores) == devices
+def test_the_devices_of_a_cpu(cores, batch_size, group, parts, processes, devices):
+    config = Config(
+        ModelConfig(bn_group_size=group),
+        DataConfig(batch_size=batch_size),
+        OptimConfig(accumulation_steps=parts),
+        hosts=HostsConfig(coordinator="h:1", processes=processes, process_id=0),
+    )
+    assert cpu_devices(config, cores) == devices
+
+
+def test_the_size_of_an_evaluation_batch_does_not_matter():
+    """As of 2 processes with a batch of 120 images: 500 do not divide over 3 devices each, 504 do."""
+    data = DataConfig(batch_size=120, eval_batch_size=500)
+    config = Config(
+        ModelConfig(bn_group_size=20), data, hosts=HostsConfig(coordinator="h:1", processes=2, process_id=0)
+    )
+    assert cpu_devices(config, 8) == 3
+
+
+@pytest.mark.parametrize(("devices", "rounded"), [(1, 500), (2, 500), (6, 504), (8, 504), (1000, 1000)])
+def test_evaluation_batches_are_rounded_up(monkeypatch, devices, rounded):
+    monkeypatch.setattr("jax.device_count", lambda: devices)
+    assert round_up(500) == rounded
 
 
 def configured(**variables) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import random
 import shutil
 
@@ -10,23 +12,27 @@ import numpy as np
 import pytest
 
 from resnet_jax.cli.commands import main
-from resnet_jax.config import Config, to_json
+from resnet_jax.config import Config, ModelConfig, to_json
+from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
+from resnet_jax.inference.load import load
+from resnet_jax.models import abstract_variables, build_model
+from resnet_jax.models.stacking import is_stacked, unstack_blocks
 from resnet_jax.run.checkpoint import (
     CHECKSUMS,
     METADATA,
     Checkpoints,
     accept,
     best_step,
-    find_damage,
+    mark_evaluated,
     recover,
     restore,
     saved_steps,
     unfinished,
     verify,
     was_evaluated,
-    write_checksums,
 )
+from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import TrainState
 
 STEPS = (4, 8, 12)
@@ -71,13 +77,21 @@ def files_of(path):
 def test_intact_checkpoints_are_restored_with_what_was_noted(saved):
     assert saved_steps(saved) == list(STEPS)
     for step in STEPS:
-        assert verify(saved, step).damage is None
+        assert verify(saved, step) is None
         assert_is(restore(saved, state_of(0), step), step)
     assert_is(restore(saved, state_of(0)), 12)
     assert best_step(saved) == 8
     assert [was_evaluated(saved, step) for step in STEPS] == [True, True, False]
     assert recover(saved) == []
     assert saved_steps(saved) == list(STEPS)
+
+
+def test_a_missed_evaluation_is_noted_when_it_is_made(workdir):
+    mark_evaluated(workdir, 12)
+    assert was_evaluated(workdir, 12)
+    assert verify(workdir, 12) is None
+    assert_is(restore(workdir, state_of(0)), 12)
+    Checkpoints(workdir, keep=3).close()  # orbax reads it, too
 
 
 def flip_a_bit(path):
@@ -128,28 +142,28 @@ def test_every_file_of_a_checkpoint_is_watched(workdir, damage):
         if not whole:
             continue
         damage(path)
-        found = verify(workdir, 12).damage
+        found = verify(workdir, 12)
         assert found is not None, path
         assert path.name == CHECKSUMS or path.relative_to(folder).as_posix() in str(found)
         assert ("is missing" in str(found)) == (damage is remove)
         path.write_bytes(whole)
-    assert verify(workdir, 12).damage is None
+    assert verify(workdir, 12) is None
 
 
-@pytest.mark.parametrize("position", range(0, 8 * 300, 37))
+@pytest.mark.parametrize("position", range(0, 8 * 300, 97))
 def test_a_flipped_bit_in_the_notes_of_orbax_changes_no_number(workdir, position):
     path = checkpoint(workdir, 12) / METADATA
     data = bytearray(path.read_bytes())
     data[position // 8 % len(data)] ^= 1 << position % 8
     path.write_bytes(data)
-    intact = verify(workdir, 12).damage is None
+    intact = verify(workdir, 12) is None
     assert_is(restore(workdir, state_of(0)), 12 if intact else 8)
 
 
 @pytest.mark.parametrize("damage", [no_checksums, empty, half_copied, swapped])
 def test_the_newest_intact_checkpoint_is_used(workdir, damage, capsys):
     damage(checkpoint(workdir, 12))
-    fault = str(verify(workdir, 12).damage)
+    fault = str(verify(workdir, 12))
     assert_is(restore(workdir, state_of(0)), 8)
     assert f"warning: the checkpoint of step 12 is damaged ({fault}): using step 8" in capsys.readouterr().err
     with pytest.raises(UserError, match="the checkpoint of step 12 in .* is damaged"):
@@ -221,17 +235,16 @@ def test_an_old_checkpoint_without_checksums_is_kept(workdir):
 def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(workdir, monkeypatch):
     """A run that goes on saves a new one and removes the one that another program has begun to read."""
 
-    def removed(folder):
+    def removed(path):
         monkeypatch.undo()
-        shutil.rmtree(checkpoint(workdir, 12))
-        shutil.rmtree(checkpoint(workdir, 8))
-        shutil.rmtree(checkpoint(workdir, 4))
+        for step in STEPS:
+            shutil.rmtree(checkpoint(workdir, step))
         checkpoints = Checkpoints(workdir)
         checkpoints.save(state_of(16))
         checkpoints.close()
-        return find_damage(folder)
+        raise FileNotFoundError(path)
 
-    monkeypatch.setattr("resnet_jax.run.restore.find_damage", removed)
+    monkeypatch.setattr("resnet_jax.run.checkpoint._sha256", removed)
     assert_is(restore(workdir, state_of(0)), 16)
 
 
@@ -240,31 +253,55 @@ def test_a_checkpoint_of_another_network_is_a_mistake_of_the_user(saved):
     other = TrainState(other.step, {"conv1": {"kernel": np.zeros((3, 3, 16, 32), np.float32)}}, other.batch_stats, ())
     with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
         restore(saved, other)
+    for opt_state in ({"more": np.zeros(3)}, ({"scale": np.zeros(())},)):  # of another optimizer
+        with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
+            restore(saved, dataclasses.replace(state_of(0), opt_state=opt_state))
+    less = dataclasses.replace(state_of(0), batch_stats={})
+    with pytest.raises(UserError, match=r"checkpoints/12 does not fit the network of config.json there: "):
+        restore(saved, less)
 
 
-def test_checksums_are_of_the_files_in_the_folder_alone(tmp_path):
-    outside = tmp_path / "outside"
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_weights_are_loaded_whatever_the_optimizer_was(tmp_path, scan_blocks):
+    shape, random = (8, 8, 3), np.random.RandomState(0)
+    config = Config(ModelConfig(depth=14))
+    shapes = abstract_variables(build_model(config.model, 2), shape)
+    weights = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    other = {"mu": weights["params"], "count": np.int32(7)}
+    state = TrainState(np.array(3, np.int32), weights["params"], weights["batch_stats"], other)
+    zero_mean = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
+    create_workdir(tmp_path / "run", config, Inputs(shape, ("a", "b"), zero_mean), state)
+    trained = load(tmp_path / "run", scan_blocks=scan_blocks)
+    assert trained.config.step == 3
+    assert is_stacked(trained.variables) == scan_blocks
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(trained.variables), weights)
+
+
+def test_saving_without_a_validation_error_gives_no_warning(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "absl")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_of(4))
+    checkpoints.close()
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_links_are_no_files_of_a_checkpoint(workdir):
+    outside, folder = workdir / "outside", checkpoint(workdir, 12)
     outside.write_text("secret")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "a").write_text("1")
     (folder / "link").symlink_to(outside)
-    write_checksums(folder)
-    assert find_damage(folder) is None
+    accept(workdir, 12)
     outside.write_text("changed")
-    assert find_damage(folder) is None
-    (folder / "a").unlink()
-    (folder / "a").symlink_to(outside)  # no file of the checkpoint any more
-    assert str(find_damage(folder)) == "a is missing"
+    assert verify(workdir, 12) is None
+    (folder / "default" / "manifest.ocdbt").rename(outside)
+    (folder / "default" / "manifest.ocdbt").symlink_to(outside)
+    assert str(verify(workdir, 12)) == "default/manifest.ocdbt is missing"
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"a": 1}', "[" * 100_000, "\ufffe"])
-def test_checksums_that_are_none(tmp_path, text):
-    (tmp_path / "a").write_text("1")
-    (tmp_path / CHECKSUMS).write_text(text, encoding="utf-16")
-    assert find_damage(tmp_path) is not None
-    (tmp_path / CHECKSUMS).write_text(text)
-    assert find_damage(tmp_path) is not None
+def test_checksums_that_are_none(workdir, text):
+    for encoding in ("utf-8", "utf-16"):
+        (checkpoint(workdir, 12) / CHECKSUMS).write_text(text, encoding=encoding)
+        assert verify(workdir, 12) is not None
 
 
 def test_the_command_lists_and_verifies(workdir, capsys):
@@ -289,7 +326,7 @@ def test_the_command_lists_and_verifies(workdir, capsys):
 
     assert main(["checkpoints", str(workdir), "--accept", "8"]) == 1  # 12 is still damaged
     assert "8 " in capsys.readouterr().out
-    assert verify(workdir, 8).damage is None
+    assert verify(workdir, 8) is None
     with pytest.raises(UserError, match="no checkpoint of step 5; there are: 4, 8, 12"):
         accept(workdir, 5)
     with pytest.raises(UserError, match="is not a work directory"):

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from tiny_runs import make_config, tiny_dataset
+from tiny_runs import make_config
 
 import resnet_jax.run.lock
+from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import StorageError, UserError
 from resnet_jax.run.lock import lock
 from resnet_jax.run.workdir import create_workdir
@@ -107,12 +109,11 @@ def test_errors_of_what_is_done_meanwhile_are_its_own(tmp_path):
 
 def test_a_second_run_is_refused_before_it_reads_data(tmp_path, monkeypatch):
     config = make_config(tmp_path / "run", steps=1)
-    with tiny_dataset():
-        train(config)
+    create_workdir(tmp_path / "run", config, Inputs((8, 8, 3), ("a", "b"), Preprocessing(np.zeros(3), np.ones(3))))
     monkeypatch.setattr("resnet_jax.training.load_data", None)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     with lock(tmp_path / "run"):
-        del before[tmp_path / "run" / "lock"]
+        before.pop(tmp_path / "run" / "lock")
         with pytest.raises(UserError, match="run is in use by process"):
             train(make_config(tmp_path / "run", steps=2))
     assert {path: path.stat().st_mtime_ns for path in before} == before
