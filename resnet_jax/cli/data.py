@@ -77,8 +77,7 @@ def _pack(options: argparse.Namespace) -> int:
         raise UserError(f"--short-side must be at least 32; got {options.short_side}")
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality must be between 1 and 100; got {options.quality}")
-    from resnet_jax.data.tools.pack import pack
-    from resnet_jax.data.tools.reencode import PackOptions
+    from resnet_jax.data.tools.pack import PackOptions, pack
 
     how = PackOptions(short_side=options.short_side, format=options.format, quality=options.quality)
     manifest, complete = pack(options.dir, options.out, how, workers=_workers(options))

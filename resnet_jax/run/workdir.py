@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import StorageError, UserError
-from resnet_jax.files import read_json, read_text
+from resnet_jax.files import read_arrays, read_json, read_text
 from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.run.lock import FILE_NAME as LOCK
 from resnet_jax.run.lock import lock
@@ -127,7 +126,7 @@ def load_inputs(path: Path) -> Inputs:
     """
     try:
         described = read_json(path / "inputs.json")
-        arrays = read_arrays(path / "preprocessing.npz", ("mean", "std"), optional=("lighting",))
+        arrays = read_arrays(path / "preprocessing.npz")
         preprocessing = Preprocessing(arrays["mean"], arrays["std"])
         shape, names = described["image_shape"], described["class_names"]
         if not (isinstance(shape, list) and isinstance(names, list)):  # a text would be taken for its letters

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reliability.fuzz import hostile
 from resnet_jax import files
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.config import Config
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
@@ -174,30 +172,24 @@ def test_preprocessing_that_is_none(workdir: pathlib.Path, change: dict[str, np.
         load_inputs(workdir)
 
 
-@pytest.mark.parametrize("number", range(len(hostile.npz_bombs("x"))))
-def test_hostile_archives_of_arrays(tmp_path: pathlib.Path, number: int) -> None:
-    """Some would unpack to more than a gigabyte, some claim to, some hold objects."""
-    path = tmp_path / "x.npz"
-    path.write_bytes(hostile.npz_bombs("x")[number])
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
-        read_arrays(path, ["x"])
-    assert len(str(caught.value)) < 200
+@pytest.mark.parametrize("content", [b"", b"PK", b"garbage", b"\x80\x04K\x01.", b"\x93NUMPY\x01\x00"])
+def test_what_is_no_archive_of_arrays(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged, or no \.npz file \("):
+        files.read_arrays(tmp_path / "x.npz")
 
 
-def test_archives_of_arrays_are_checked_and_must_be_complete(tmp_path: pathlib.Path) -> None:
+def test_archives_of_arrays_are_checked_and_nothing_is_unpickled(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.arange(1000))
+    assert files.read_arrays(path)["x"].tolist() == list(range(1000))
     content = bytearray(path.read_bytes())
     content[2000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged, or no .npz file \(Bad CRC-32"):
-        read_arrays(path, ["x"])
-    np.savez(path, x=np.arange(1000))
-    with pytest.raises(ValueError, match="there is no array 'y' in it"):
-        read_arrays(path, ["x", "y"])
-    assert read_arrays(path, ["x"], optional=["y"]).keys() == {"x"}
-    np.savez_compressed(path, x=np.arange(1000))
-    with pytest.raises(ValueError, match="the array 'x' is compressed"):
-        read_arrays(path, ["x"])
+    with pytest.raises(ValueError, match=r"damaged, or no \.npz file \(Bad CRC-32"):
+        files.read_arrays(path)
+    np.savez(path, x=np.array([{}], object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        files.read_arrays(path)
     with pytest.raises(FileNotFoundError):
-        read_arrays(tmp_path / "none.npz", ["x"])
+        files.read_arrays(tmp_path / "none.npz")

@@ -9,7 +9,7 @@ from resnet_jax.data.sources.cifar10 import load_cifar10
 from resnet_jax.data.sources.digits import load_digits
 from resnet_jax.data.sources.image_folder import load_image_folder, load_test_folder
 from resnet_jax.data.sources.packed import is_packed, load_packed, load_packed_test
-from resnet_jax.data.sources.tfds_source import load_tfds
+from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.data.splits import images_to_test
 from resnet_jax.data.types import AnyDataset, LabelledImages
 from resnet_jax.errors import UserError, did_you_mean
@@ -25,7 +25,7 @@ SOURCES: dict[str, Callable[[str, str | Path], AnyDataset]] = {
     "cifar10": lambda name, data_dir: load_cifar10(data_dir),
     "imagenet": _load_folder,
     "folder": _load_folder,
-    "tfds:": lambda name, data_dir: load_tfds(name.removeprefix("tfds:"), data_dir),
+    "tfds:": load_tfds,
 }
 
 

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.data.decode import BrokenImageError, decode
-from resnet_jax.data.inside import check_inside, open_regular
 from resnet_jax.data.streamed import read_ahead
 from resnet_jax.data.types import EncodedImages, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
-from resnet_jax.errors import UserError
-from resnet_jax.files import atomic_write
+from resnet_jax.errors import UserError, reason
+from resnet_jax.files import atomic_write, read_arrays
 
 FILE_NAME = "statistics.npz"
 _AT_ONCE = 32  # images that a worker process sums up
@@ -152,28 +150,13 @@ def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistic
     images = len(dataset.train) + (len(dataset.validation) if dataset.validation else 0)
     name = "" if dataset.name in ("imagenet", "folder") else f" --name {dataset.name}"
     again = f"python -m resnet_jax data statistics {data_dir}{name}"
-    check_inside(path, dataset.folder)
     try:
-        with open_regular(path) as file:
-            loaded: dict[str, Any] = read_arrays(file, Statistics._fields)
-        _check(loaded)
+        loaded: dict[str, Any] = read_arrays(path)
         statistics = Statistics(**loaded)._replace(images=int(loaded["images"]), broken=int(loaded["broken"]))
     except FileNotFoundError as error:
         raise UserError(f"no {path}, which mean and colours come from: {again}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); compute it again: {again}") from error
+    except (OSError, ValueError, TypeError) as error:  # TypeError: other arrays than these
+        raise UserError(f"cannot read {path} ({reason(error)}); compute it again: {again}") from error
     if statistics.images != images:
         raise UserError(f"{path} is of {statistics.images} training images, but there are {images}: {again}")
     return statistics
-
-
-def _check(loaded: dict[str, np.ndarray]) -> None:
-    """Raise ValueError for arrays that save_statistics() never writes."""
-    mean = loaded["mean"]
-    shapes = {"mean": (*mean.shape[:2], 3), "eigenvalues": (3,), "eigenvectors": (3, 3), "images": (), "broken": ()}
-    for name, shape in shapes.items():
-        array, kind = loaded[name], np.integer if shape == () else np.float32
-        if array.shape != shape or not np.issubdtype(array.dtype, kind) or not np.isfinite(array).all():
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
-    if mean.ndim != 3 or 0 in mean.shape:
-        raise ValueError(f"the mean image has shape {mean.shape}")
