@@ -161,9 +161,9 @@ def _prepare(name: str, data_dir: Path) -> Path:
             builder = tfds.builder(name.removeprefix("tfds:"), data_dir=str(data_dir), file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         base = re.split("[/:]", name)[1]
-        hint = did_you_mean(base, tfds.list_builders(with_community_datasets=False))  # the community's: on the network
         found = ", ".join(str(path.parent) for path in sorted(data_dir.glob(f"{base}/**/dataset_info.json")))
-        hint += f"; prepared there: {found}" if found else ""
+        known = tfds.list_builders(with_community_datasets=False)  # the community's list is on the network
+        hint = f"; prepared there: {found}" if found else did_you_mean(base, known)
         raise UserError(f"{name}: not prepared in {data_dir}, and TFDS has no such set{hint}") from error
     except Exception as error:  # AssertionError, ValueError: no such version or config; ImportError: of TensorFlow
         raise UserError(f"{name}: {_line(error)}") from error

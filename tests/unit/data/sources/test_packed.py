@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -27,12 +26,12 @@ from PIL import Image
 
 from resnet_jax.cli.commands import main
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
-from resnet_jax.data import pack as pack_module
 from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.sources.packed import load_packed
-from resnet_jax.data.tools.pack import pack
-from resnet_jax.data.tools.reencode import PackOptions, reencode
+from resnet_jax.data.sources.shards import sha256_of, write_shard
+from resnet_jax.data.tools import pack as pack_module
+from resnet_jax.data.tools.pack import PackOptions, pack, reencode
 from resnet_jax.data.types import EncodedImages
 from resnet_jax.data.views import resize
 from resnet_jax.errors import UserError
@@ -223,15 +222,14 @@ def test_killed(folder: pathlib.Path, packed: pathlib.Path, tmp_path: pathlib.Pa
     code = """
 import sys, time
 from pathlib import Path
-from resnet_jax.data import image_folder
 from resnet_jax.data.tools.pack import PackOptions, pack
 
-def read_or_wait(path, read=image_folder.read_file):
+def read_or_wait(path, read=Path.read_bytes):
     if path.match("train/bee/2.jpeg"):  # in the second of four shards
         time.sleep(100)
     return read(path)
 
-image_folder.read_file = read_or_wait  # in the worker processes, too: they run all of this but the last lines
+Path.read_bytes = read_or_wait  # in the worker processes, too: they run all of this but the last lines
 if __name__ == "__main__":
     pack(Path(sys.argv[1]), Path(sys.argv[2]), PackOptions(40), workers=2, shard_images=5)
 """
@@ -393,17 +391,13 @@ def edit(change: Callable[[dict], object]) -> Callable[[pathlib.Path], None]:
     return damage
 
 
-def reindex(**arrays: np.ndarray) -> Callable[[pathlib.Path], None]:
-    """Write an index with other arrays, and its checksum into the manifest."""
-
-    def damage(folder: pathlib.Path) -> None:
-        with np.load(folder / "train.index.npz") as index:
-            changed = {**index, **arrays}
-        np.savez(folder / "train.index.npz", **changed)
-        checksum = pack_module.sha256_of(folder / "train.index.npz")
-        edit(lambda content: content["splits"]["train"].update(index_sha256=checksum))(folder)
-
-    return damage
+def unpickle(folder: pathlib.Path) -> None:
+    """Write an index that holds an object, and its checksum into the manifest."""
+    with np.load(folder / "train.index.npz") as index:
+        changed = {**index, "blob": np.array([{}], object)}
+    np.savez(folder / "train.index.npz", **changed)
+    checksum = sha256_of(folder / "train.index.npz")
+    edit(lambda content: content["splits"]["train"].update(index_sha256=checksum))(folder)
 
 
 def overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[pathlib.Path], object]:
@@ -415,45 +409,17 @@ def overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[pathlib
     [
         (overwrite("manifest.json", lambda _: b"{"), r"{dir}/manifest.json: not a manifest of packed images"),
         (overwrite("manifest.json", lambda _: b"\xff"), r"{dir}/manifest.json: not a manifest of packed images"),
-        (overwrite("manifest.json", lambda _: b"[]"), r"{dir}/manifest.json: not a manifest of packed images"),
-        (edit(lambda m: m.update(format="tar")), r"manifest.json: not a manifest .*its format is 'tar', not 'resnet"),
+        (edit(lambda m: m.update(format="tar")), r"manifest.json: not a manifest .*format .*'resnet_jax packed images 1'"),
         (edit(lambda m: m.pop("class_names")), r"{dir}/manifest.json: not a manifest .*class_names"),
-        (edit(lambda m: m["splits"].pop("val")), r"{dir}/manifest.json: not a manifest .*val"),
-        (edit(lambda m: m["splits"]["train"].update(images=12)), r"manifest.json: .*the shards hold 11 images, not 12"),
+        (edit(lambda m: m["splits"].pop("val")), r"{dir}/manifest.json: not a manifest .*splits"),
+        (edit(lambda m: m.update(class_names="ant")), r"{dir}/manifest.json: not a manifest .*class_names"),
         (edit(lambda m: m.update(class_names=["ant"])), r"{dir}/train.index.npz: labels outside the 1 classes"),
         (lambda folder: (folder / SHARD).unlink(), rf"{{dir}}/{SHARD}: manifest.json lists it, but No such file"),
         (overwrite(SHARD, lambda old: old[:-1]), rf"{{dir}}/{SHARD}: \d+ bytes, but manifest.json says \d+; copy"),
-        (overwrite(SHARD, lambda old: b""), rf"{{dir}}/{SHARD}: 0 bytes, but manifest.json says"),
         (overwrite(SHARD, lambda old: bytes(len(old))), rf"{{dir}}/{SHARD}: unreadable shard \(0 of 4 images"),
-        (overwrite(SHARD, lambda old: b"x" * len(old)), rf"{{dir}}/{SHARD}: unreadable shard \(0 of 4 images"),
-        (
-            edit(lambda m: [m["splits"]["train"]["shards"][i].update(images=n) for i, n in ((0, 6), (1, 3))]),
-            r"{dir}/train-00000-of-00003.array_record: unreadable shard \(5 of 6 images are found in it\)",
-        ),
         (lambda folder: (folder / "val.index.npz").unlink(), r"cannot read {dir}/val.index.npz: No such file"),
         (overwrite("val.index.npz", lambda old: old[:-1]), r"{dir}/val.index.npz: its SHA-256 is not that of manifest"),
-        (reindex(labels=np.zeros(3, np.int32)), r"{dir}/train.index.npz: 3 images, but manifest.json says 11"),
-        (reindex(labels=np.full(11, -1, np.int32)), r"{dir}/train.index.npz: labels outside the 3 classes"),
-        (overwrite("manifest.json", lambda _: b"[" * 100_000), r"manifest.json: not a manifest .*too deeply"),
-        (overwrite("manifest.json", lambda _: b"9" * 5000), r"manifest.json: not a manifest of packed images"),
-        (edit(lambda m: m.update(class_names="ant")), r"{dir}/manifest.json: not a manifest .*is not a list"),
-        (edit(lambda m: m.update(class_names=[1, 2, 3])), r"{dir}/manifest.json: not a manifest .*is not an instance"),
-        (edit(lambda m: m["splits"]["val"].update(index_file="\ud800")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["val"].update(index_file="\0")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m.update(options=[])), r"{dir}/manifest.json: not a manifest .*is not a dict"),
-        (edit(lambda m: m["splits"]["train"].update(images="11")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["train"]["shards"][0].update(bytes="5")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["train"]["shards"][0].update(sha256=None)), r"{dir}/manifest.json: not a manifest"),
-        (
-            edit(lambda m: [m["splits"]["train"]["shards"][i].update(images=n) for i, n in ((0, -1), (1, 10))]),
-            r"{dir}/manifest.json: not a manifest .*a number of images below 0",
-        ),
-        (reindex(labels=np.zeros(11)), r"cannot read {dir}/train.index.npz \(labels is float64 \(11,\)\)"),
-        (reindex(crc32=np.zeros((11, 1), np.uint32)), r"cannot read {dir}/train.index.npz \(crc32 is uint32"),
-        (reindex(offsets=np.arange(12) * 10**9), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
-        (reindex(offsets=np.arange(12)[::-1].copy()), r"cannot read {dir}/train.index.npz \(names"),
-        (reindex(offsets=np.zeros(0, np.int64)), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
-        (reindex(blob=np.array([{}], object)), r"cannot read {dir}/train.index.npz \('blob' is no array of numbers\)"),
+        (unpickle, r"cannot read {dir}/train.index.npz: damaged, .*allow_pickle=False"),
     ],
 )  # fmt: skip
 def test_damaged(copy: pathlib.Path, damage: Callable[[pathlib.Path], object], message: str) -> None:
@@ -475,21 +441,6 @@ def test_a_damaged_image(copy: pathlib.Path) -> None:
         train.read(6)
     assert len(str(caught.value)) < 200
     assert [train.read(index) for index in (0, 5, 7, 10)] == [expected[index][1] for index in (0, 5, 7, 10)]
-
-
-def test_a_shard_of_another_packing(copy: pathlib.Path) -> None:
-    """Of the same size and number of images: only the checksums of the images tell."""
-    records = [encoded(f"other {i}") for i in range(4)]
-    pack_module.write_shard(copy / SHARD, records)
-    assert (copy / SHARD).stat().st_size == json.loads((copy / "manifest.json").read_text())["splits"]["train"][
-        "shards"
-    ][1]["bytes"]
-    with np.load(copy / "train.index.npz") as index:
-        assert index["crc32"][5] != zlib.crc32(records[0])
-    train = load_packed("folder", copy).train
-    with pytest.raises(BrokenImageError, match=f"its checksum is wrong: {SHARD} is damaged or of another packing"):
-        train.read(5)
-    train.read(4)
 
 
 def test_a_shard_that_goes_away(copy: pathlib.Path) -> None:

@@ -12,8 +12,7 @@ from paths import SHARED
 
 from resnet_jax.cli.commands import main
 from resnet_jax.data.tools.check import check
-from resnet_jax.data.tools.pack import pack
-from resnet_jax.data.tools.reencode import PackOptions
+from resnet_jax.data.tools.pack import PackOptions, pack
 from resnet_jax.errors import UserError
 
 SAMPLE = SHARED / "data" / "imagenet_sample"
@@ -139,12 +138,12 @@ def test_packed(tmp_path: pathlib.Path) -> None:
     padding = content.rindex(bytes(1000)) + 500
     second.write_bytes(content[:padding] + b"\x01" + content[padding + 1 :])
     report = check(out)
-    assert [finding.id for finding in report.splits["train"].damaged_shards] == [first.name, second.name]
-    assert [finding.id for finding in report.splits["train"].unreadable] == ["bee/1.jpeg"]
+    assert [finding.id for finding in report.splits["train"].findings["damaged_shards"]] == [first.name, second.name]
+    assert [finding.id for finding in report.splits["train"].findings["unreadable"]] == ["bee/1.jpeg"]
     assert f"    train/{first.name}: its SHA-256 is not that of the manifest" in report.to_text().splitlines()
     first.write_bytes(undamaged)
     report = check(out)
-    assert not report.splits["train"].unreadable
+    assert not report.splits["train"].findings["unreadable"]
     assert not report.readable  # all the same
 
 
@@ -163,6 +162,6 @@ def test_a_wrong_folder(tmp_path: pathlib.Path) -> None:
 def test_photographs() -> None:
     train = check(SAMPLE).splits["train"]
     assert (train.images, train.per_class) == (100, (1, 1, 1))
-    assert [finding.id for finding in train.grey] == ["n03908714/n03908714_pencil_sharpener.JPEG"]
-    assert not train.unreadable
-    assert not train.other_format
+    assert [finding.id for finding in train.findings["grey"]] == ["n03908714/n03908714_pencil_sharpener.JPEG"]
+    assert not train.findings["unreadable"]
+    assert not train.findings["other_format"]
