@@ -66,12 +66,6 @@ def test_finds_everything(tmp_path: pathlib.Path) -> None:
     }  # fmt: skip
 
 
-def test_processes_find_the_same(tmp_path: pathlib.Path) -> None:
-    write_mixed(tmp_path)
-    write_folder(tmp_path, train=50)
-    assert check(tmp_path, workers=2) == check(tmp_path, workers=1)
-
-
 def test_text_and_exit_code(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_mixed(tmp_path)
     write(tmp_path / "train/bee", {f"{i:02}.png": encoded("x", mode="L") for i in range(12)})

@@ -38,11 +38,10 @@ class InMemory:
         return encode_raw(IMAGES[index]), 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_mean_and_eigenvectors_of_all_pixels(workers):
+def test_mean_and_eigenvectors_of_all_pixels():
     broken = (3,)
     done = []
-    statistics = compute_statistics(InMemory(broken), 32, workers=workers, progress=done.append)
+    statistics = compute_statistics(InMemory(broken), 32, workers=0, progress=done.append)
     assert (statistics.images, statistics.broken) == (40, 1)
     assert done[-1] == 40
     protocol = make_protocol("single", (32, 32))
