@@ -21,7 +21,8 @@ from resnet_jax.data.augment import scale_window
 from resnet_jax.data.processes import run_tasks
 from resnet_jax.data.streamed import training_batches
 from resnet_jax.data.tools.check import check
-from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions
 from resnet_jax.data.tools.statistics import compute_statistics
 from resnet_jax.data.types import EncodedImages, HostBatch
 from resnet_jax.errors import CommandError, UserError
@@ -46,7 +47,7 @@ def test_batches_are_the_same() -> None:
 
 def test_statistics_are_the_same() -> None:
     images = Colours(100, broken=(4,))
-    for found, expected in zip(*(compute_statistics(images, 16, workers=workers) for workers in (0, 2)), strict=True):
+    for found, expected in zip(*(compute_statistics(images, 16, workers=workers) for workers in (1, 2)), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -100,7 +101,8 @@ if __name__ == "__main__":
 PACK = """
 import sys, time
 from pathlib import Path
-from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions
 
 def read_or_wait(path, read=Path.read_bytes):
     if path.match("train/bee/2.jpeg"):

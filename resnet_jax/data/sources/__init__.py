@@ -42,8 +42,8 @@ def load_dataset(name: str, data_dir: str | Path) -> AnyDataset:
     """
     source = "tfds:" if name.startswith("tfds:") else name
     if source not in SOURCES:
-        hint = did_you_mean(name, SOURCES)
-        raise UserError(f"unknown data set {name!r}: choose digits, cifar10, imagenet, folder or tfds:NAME{hint}")
+        known = ", ".join(SOURCES).replace("tfds:", "tfds:NAME")
+        raise UserError(f"unknown data set {name!r}: choose one of {known}{did_you_mean(name, SOURCES)}")
     dataset = SOURCES[source](name, data_dir)
     parts = {"training images": dataset.train, "test images": dataset.test, "classes": dataset.class_names}
     _check_not_empty(name, data_dir, parts)

@@ -10,19 +10,17 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
-import io
 import json
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from pydantic import TypeAdapter
 
-from resnet_jax.data.decode import BrokenImageError, encode_raw, open_image, to_rgb
+from resnet_jax.data.decode import BrokenImageError
 from resnet_jax.data.processes import Advance, run_tasks
 from resnet_jax.data.sources.image_folder import ImageFolder, list_train, list_val
 from resnet_jax.data.sources.packed import (
@@ -37,28 +35,13 @@ from resnet_jax.data.sources.packed import (
     read_manifest,
 )
 from resnet_jax.data.sources.shards import sha256_of, write_shard
-from resnet_jax.data.views import resize
+from resnet_jax.data.tools.reencode import PackOptions, reencode
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_json
 
 PLAN = "plan.json"  # of a packing that is not complete
 _SHARD_IMAGES = 1024
 _MOST_SHARDS = 256  # of a split: each is a file that is open in every process that reads
-
-
-@dataclasses.dataclass(frozen=True)
-class PackOptions:
-    """How images are stored.
-
-    Attributes:
-      short_side: larger images are resized to this shorter side, in pixels.
-      format: "jpeg", or "raw" pixels, which are five times as large and more, and need no decoding.
-      quality: of the JPEG files that have to be written anew; those that need not are kept byte for byte.
-    """
-
-    short_side: int = 480
-    format: Literal["jpeg", "raw"] = "jpeg"
-    quality: int = 95
 
 
 class _Task(NamedTuple):
@@ -126,30 +109,6 @@ def pack(
         for path in [out / PLAN, *(_sidecar(out, task) for task in tasks)]:
             path.unlink(missing_ok=True)
     return manifest, complete
-
-
-def reencode(content: bytes, options: PackOptions) -> bytes:
-    """Return the content of an image file as it is packed; an RGB JPEG that is not too large is left as it is.
-
-    Raises:
-      BrokenImageError: it cannot be decoded.
-    """
-    image = open_image(content)
-    fits = min(image.size) <= options.short_side
-    kept = fits and options.format == "jpeg" and image.format in ("JPEG", "MPO") and image.mode == "RGB"
-    pixels = np.asarray(to_rgb(image))  # also of those that are kept: they may be damaged behind the header
-    if kept:
-        return content
-    if not fits:
-        pixels = resize(pixels, options.short_side)
-    if options.format == "raw":
-        return encode_raw(pixels)
-    file = io.BytesIO()
-    try:
-        Image.fromarray(pixels).save(file, "JPEG", quality=options.quality)
-    except (OSError, ValueError) as error:  # a side of more than 65,500 pixels
-        raise BrokenImageError(f"cannot be written as JPEG: {error}") from error
-    return file.getvalue()
 
 
 def _divide(split: SplitName, images: int, shard_images: int | None) -> list[_Task]:

@@ -27,7 +27,8 @@ from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.sources.packed import load_packed
 from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.data.tools import pack as pack_module
-from resnet_jax.data.tools.pack import PackOptions, pack, reencode
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions, reencode
 from resnet_jax.data.types import EncodedImages
 from resnet_jax.data.views import resize
 from resnet_jax.errors import UserError

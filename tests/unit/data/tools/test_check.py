@@ -12,7 +12,8 @@ from paths import SHARED
 
 from resnet_jax.cli.commands import main
 from resnet_jax.data.tools.check import check
-from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.tools.pack import pack
+from resnet_jax.data.tools.reencode import PackOptions
 from resnet_jax.errors import UserError
 
 SAMPLE = SHARED / "data" / "imagenet_sample"
