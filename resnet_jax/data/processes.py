@@ -68,7 +68,7 @@ def run_tasks(
             advance_to(count.value)
         except BrokenProcessPool as error:
             raise CommandError(
-                "a worker process was killed, perhaps for want of memory: run it again with fewer --workers"
+                "a worker process was killed, perhaps as memory ran out: run it again with fewer --workers"
             ) from error
         finally:
             stop.set()

@@ -21,8 +21,9 @@ from resnet_jax import files
 from resnet_jax.config import Config, ModelConfig, check_config, difference, from_json, to_json
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
 from resnet_jax.convert.files import read_tensors, write_safetensors
-from resnet_jax.data import cifar10, load_dataset
+from resnet_jax.data import load_dataset
 from resnet_jax.data.decode import BrokenImageError, decode, encode_raw
+from resnet_jax.data.sources import cifar10
 from resnet_jax.data.sources.label_file import read_labels
 from resnet_jax.data.sources.packed import load_packed
 from resnet_jax.data.tools.pack import pack

@@ -169,7 +169,7 @@ def _prepare(name: str, data_dir: Path) -> Path:
         raise UserError(f"{name}: {_line(error)}") from error
     _check_features(name, builder.info.features)  # before a long download
     if find_spec("tensorflow") is None:
-        # TFDS itself would start to download, and fail for want of TensorFlow only after that.
+        # TFDS itself would start to download, and miss TensorFlow only after that.
         raise UserError(
             f"{name} is not prepared in {data_dir}: preparing it needs TensorFlow (pip install tensorflow), or copy"
             f" {builder.data_dir} from where it is prepared"
