@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError
+from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.sources.shards import open_shard
-from resnet_jax.data.splits import make_split
 from resnet_jax.data.types import AnyDataset, Dataset, Split, StreamedDataset
 from resnet_jax.errors import UserError, did_you_mean, optional, reason
 
-_BATCH = 1024  # records read in one call
 _AGAIN = "delete that folder and prepare it anew"
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII)
 
@@ -49,16 +47,16 @@ def load_tfds(name: str, data_dir: str | Path) -> AnyDataset:
             builder = tfds.builder_from_directory(str(folder))
         _check_shards(folder, builder)
         class_names = _check_features(name, builder.info.features)
-        image_shape = builder.info.features["image"].shape  # H, W, 1 or 3; None where it varies
+        height, width, _ = builder.info.features["image"].shape  # None where they vary
         splits = {split: TfdsImages(folder, split, len(class_names)) for split in builder.info.splits}
         held_out = next((split for split in ("test", "validation") if split in splits and splits[split].labelled), None)
         if held_out is None or "train" not in splits:
             found = ", ".join(splits) or "none"
             raise UserError(f'{name}: needs splits "train" and "test" or "validation" with labels, found {found}')
         train, test = splits["train"], splits[held_out]
-        if None in image_shape:
+        if height is None or width is None:
             return StreamedDataset(name, folder, train, test, class_names)
-        return Dataset(name, train.decode(image_shape), test.decode(image_shape), class_names)
+        return Dataset(name, train.decode(height, width), test.decode(height, width), class_names)
 
 
 class TfdsImages:
@@ -74,14 +72,17 @@ class TfdsImages:
     @property
     def labelled(self) -> bool:
         """Whether there are images, and labels other than the -1 of ImageNet's test images."""
-        return len(self) > 0 and next(self._records(self._source, 1))["label"] >= 0
+        with contextlib.suppress(Exception):  # a damaged file is reported when it is read
+            return self._source[0]["label"] >= 0
+        return len(self) > 0
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """[N] int32; they are stored with the images, so that all these are read for them."""
-        labels = np.array([record["label"] for record in self._records(self._source)], np.int32)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < self._num_classes:
-            raise UserError(f"{self._folder} ({self._split}): labels outside 0..{self._num_classes - 1}; {_AGAIN}")
+        labels = np.empty(len(self), np.int32)
+        for index in range(len(self)):
+            with self._no_broken(index):
+                labels[index] = self.read(index)[1]
         return labels
 
     def id(self, index: int) -> str:
@@ -103,37 +104,28 @@ class TfdsImages:
             raise BrokenImageError(f"its label {label} is outside 0..{self._num_classes - 1}")
         return content, label
 
-    def decode(self, shape: tuple[int, int, int]) -> Split:
-        """Decode all images, which are of one shape, into memory."""
-        images = np.empty((len(self), *shape[:2], 3), np.uint8)
-        labels = np.empty(len(self), np.int64)
-        for index, record in enumerate(self._records(self._open())):
-            image = record["image"]
-            if image.shape != shape:  # it could be broadcast by mistake
-                raise UserError(
-                    f"{self._folder} ({self._split}): image {index} is {image.shape}, not {shape}; {_AGAIN}"
-                )
-            images[index], labels[index] = image, record["label"]  # one channel is broadcast to three
-        return make_split(images, labels, self._num_classes, f"{self._folder} ({self._split})")
+    def decode(self, height: int, width: int) -> Split:
+        """Decode all images, which are of one size, into memory."""
+        images, labels = np.empty((len(self), height, width, 3), np.uint8), np.empty(len(self), np.int32)
+        for index in range(len(self)):
+            with self._no_broken(index):
+                content, labels[index] = self.read(index)
+                image = decode(content)
+                if image.shape[:2] != (height, width):  # it could be broadcast by mistake
+                    raise BrokenImageError(f"it is {image.shape[:2]} pixels large, not {(height, width)}")
+                images[index] = image
+        return Split(images, labels)
+
+    def _no_broken(self, index: int) -> contextlib.AbstractContextManager[None]:
+        return _one_line(f"{self._folder}: cannot read the image {self.id(index)}")
 
     @functools.cached_property
     def _source(self) -> Any:
-        """The records, with images as bytes."""
-        return self._open(decoders={"image": _tfds().decode.SkipDecoding()})
-
-    def _open(self, **options: Any) -> Any:
+        tfds = _tfds()
         with _quiet(), _one_line(f"{self._folder}: could not be opened"):
-            builder = _tfds().builder_from_directory(str(self._folder))
+            builder = tfds.builder_from_directory(str(self._folder))
             _allow_open_files(len(builder.info.splits[self._split].file_instructions))
-            return builder.as_data_source(self._split, **options)
-
-    def _records(self, source: Any, count: int | None = None) -> Iterator[Any]:
-        """Yield all records, or the first ones."""
-        stop = len(source) if count is None else count
-        for start in range(0, stop, _BATCH):
-            with _one_line(f"{self._folder} ({self._split}): could not be read from image {start} on"):
-                records = source.__getitems__(list(range(start, min(start + _BATCH, stop))))
-            yield from records
+            return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_source"}
