@@ -1,35 +1,49 @@
-"""Compute what training needs next in worker processes, by grain, while the devices work."""
+"""Batches that grain's worker processes prepare ahead, while the devices work."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
 from resnet_jax.data.processes import follow_parent
+from resnet_jax.data.types import HostBatch
 from resnet_jax.errors import CommandError
 from resnet_jax.parallel.devices import cores
 
-T = TypeVar("T")
-
-_AHEAD = 2  # elements that each worker prepares
+_AHEAD = 2  # batches that each worker prepares
 
 
-class ReadAhead(Generic[T]):
-    """An iterator over what worker processes prepare; close it, or use it as a context manager, to end them."""
+class Batches:
+    """An iterator over batches; close it, or use it as a context manager, to end the worker processes."""
 
-    def __init__(self, iterator: Any, make: Callable[..., T]):
-        self._iterator, self._make = iterator, make
+    def __init__(self, batches: grain.MapDataset, workers: int | None = None):
+        """Begin to compute batches, in order.
 
-    def __iter__(self) -> Iterator[T]:
+        Args:
+          batches: tuples of arrays, as HostBatch has them.
+          workers: processes; None: one a core; 0: threads of this process.
+        """
+        workers = cores() if workers is None else workers
+        if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
+            flags.FLAGS.mark_as_parsed()
+        threads = 1 if workers else cores()
+        elements = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
+            elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
+        self._iterator: Any = iter(elements)
+        self._iterator.start_prefetch()  # while the caller prepares what it needs
+
+    def __iter__(self) -> Iterator[HostBatch]:
         return self
 
-    def __next__(self) -> T:
-        """Return the next element.
+    def __next__(self) -> HostBatch:
+        """Return the next batch.
 
         Raises:
           CommandError: a worker process was killed, or whatever it raises itself.
@@ -44,9 +58,10 @@ class ReadAhead(Generic[T]):
                 " --shm-size), may be short; take fewer --data.workers"
             ) from error
         # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
-        return self._make(*(np.array(array) for array in arrays))
+        copies: list[Any] = [np.array(array) for array in arrays]
+        return HostBatch(*copies)
 
-    def __enter__(self) -> ReadAhead[T]:
+    def __enter__(self) -> Batches:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,28 +73,7 @@ class ReadAhead(Generic[T]):
             return
         self._iterator.close()
         self._iterator = None
-        gc.collect()  # grain's iterators are cycles, and hold the last element in shared memory
-
-
-def read_ahead(dataset: grain.MapDataset, make: Callable[..., T], workers: int | None) -> ReadAhead[T]:
-    """Compute the elements of `dataset` ahead, in order.
-
-    Args:
-      dataset: of elements that each take a while: tuples of arrays.
-      make: called with the arrays of each element, in this process.
-      workers: processes; None: one a core; 0: threads of this process.
-    """
-    workers = cores() if workers is None else workers
-    if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
-        flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else cores()
-    elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-        elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
-    iterator = iter(elements)
-    iterator.start_prefetch()  # while the caller prepares what it needs
-    return ReadAhead(iterator, make)
+        gc.collect()  # grain's iterators are cycles, and hold the last batch in shared memory
 
 
 def _begin_worker(index: int, count: int) -> None:

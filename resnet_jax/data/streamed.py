@@ -18,7 +18,7 @@ import numpy as np
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
-from resnet_jax.data.read_ahead import ReadAhead, read_ahead
+from resnet_jax.data.read_ahead import Batches
 from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError
@@ -36,9 +36,6 @@ class ProcessSlice:
 
 
 _WHOLE = ProcessSlice()
-
-
-Batches = ReadAhead[HostBatch]
 
 
 def training_batches(
@@ -72,7 +69,7 @@ def training_batches(
     """
     view = _TrainingView(images, window, size, flip, seed)
     stream = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat().map_with_index(view)
-    return read_ahead(_batches(stream, batch_size, rows)[step:], HostBatch, workers)
+    return Batches(_batches(stream, batch_size, rows)[step:], workers)
 
 
 def evaluation_batches(
@@ -94,7 +91,7 @@ def evaluation_batches(
     """
     whole = -(-len(images) // batch_size) * batch_size
     stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
-    return read_ahead(_batches(stream, batch_size, rows), HostBatch, workers)
+    return Batches(_batches(stream, batch_size, rows), workers)
 
 
 def _batches(stream: grain.MapDataset, batch_size: int, rows: ProcessSlice) -> grain.MapDataset:

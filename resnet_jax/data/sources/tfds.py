@@ -175,11 +175,9 @@ def _prepare(name: str, data_dir: Path) -> Path:
 
 def _check_shards(folder: Path, builder: Any) -> None:
     """Check that all files can be opened and hold as many images as they should."""
-    if builder.info.file_format.value != "array_record":
-        raise UserError(
-            f"{folder}: prepared as {builder.info.file_format.value}, needs array_record; {_AGAIN},"
-            " or choose another --data.dir"
-        )
+    found = getattr(builder.info.file_format, "value", None)
+    if found != "array_record":
+        raise UserError(f"{folder}: prepared as {found}, needs array_record; {_AGAIN}, or choose another --data.dir")
     for split in builder.info.splits.values():
         for file in split.file_instructions:
             open_shard(Path(file.filename), file.examples_in_shard).close()
