@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.errors import UserError
+import numpy as np
+
+from resnet_jax.errors import UserError, reason
 
 _MOST_BYTES = 1 << 26  # the manifest of packed images, the largest, has some hundred bytes for each that is left out
 
@@ -111,3 +113,19 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text if isinstance(text, str) else text.decode())
     except RecursionError as error:
         raise ValueError("values in values in values, too deeply") from error
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays by name that np.savez() wrote.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is damaged, or holds objects, which would be unpickled.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except OSError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise half a dozen types for a damaged file
+        raise ValueError(f"damaged, or no .npz file ({reason(error)})") from error

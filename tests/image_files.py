@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 import zlib
 
 import numpy as np
 from PIL import Image
+
+from resnet_jax.data.decode import BrokenImageError
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -39,3 +42,30 @@ def write_folder(root: pathlib.Path, train: int = 2, val: int = 1) -> pathlib.Pa
         for i in range(count)
     ]
     return write(root, {name: encoded(name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """Images of one colour each, which says their number; some cannot be read: EncodedImages."""
+
+    count: int
+    broken: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(self.count, dtype=np.int32) % 7
+
+    def __len__(self) -> int:
+        return self.count
+
+    def id(self, index: int) -> str:
+        return f"image{index}"
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        if index in self.broken:
+            raise BrokenImageError("made to fail")
+        file = io.BytesIO()
+        pixels = np.full((20, 24 + index % 3, 3), index, np.uint8)
+        pixels[:, :12, 1] = 255  # so that the place of a crop and mirroring can be seen
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue(), int(self.labels[index])

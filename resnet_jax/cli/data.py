@@ -97,14 +97,12 @@ def _statistics(options: argparse.Namespace) -> int:
         raise UserError(f"--image-size must be at least 1; got {options.image_size}")
     workers = _workers(options)
     from resnet_jax.data import StreamedDataset, load_dataset
-    from resnet_jax.data.processes import progress_bar
     from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 
     dataset = load_dataset(options.name, options.dir)
     if not isinstance(dataset, StreamedDataset):
         raise UserError(f"{options.name} is kept in memory, and its mean is computed when a run begins")
-    with progress_bar("images", len(dataset.train)) as advance_to:
-        statistics = compute_statistics(dataset.train, options.image_size, workers=workers, progress=advance_to)
+    statistics = compute_statistics(dataset.train, options.image_size, workers=workers)
     path = save_statistics(statistics, dataset.folder)
     broken = f", {statistics.broken:,} of them unreadable" if statistics.broken else ""
     mean = " ".join(f"{value:.4f}" for value in statistics.mean.mean((0, 1)))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from resnet_jax.errors import reason
+
 # An image that is not compressed: this, height and width as 32-bit numbers, then its RGB bytes.
 _RAW_MAGIC = b"RGB8"
 _RAW_HEADER = struct.Struct("<4sII")
@@ -53,7 +55,7 @@ def open_image(data: bytes) -> Image.Image:
     except BrokenImageError:
         raise
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
-        raise BrokenImageError(_reason(error)) from error
+        raise BrokenImageError(reason(error)) from error
     _check_size(*image.size)
     return image
 
@@ -66,10 +68,6 @@ def _check_size(width: int, height: int) -> None:
         raise BrokenImageError(f"{width}x{height} pixels are more than {_MOST_PIXELS:,}")
     if max(width, height) > _MOST_RATIO * min(width, height):
         raise BrokenImageError(f"{width}x{height} pixels: one side is more than {_MOST_RATIO} times the other")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -101,7 +99,7 @@ def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bo
     try:
         image.draft("RGB", whole)  # a JPEG only; not smaller than that
     except Exception as error:
-        raise BrokenImageError(_reason(error)) from error
+        raise BrokenImageError(reason(error)) from error
     image = to_rgb(image)
     x, y = image.width / width, image.height / height
     box = (
@@ -124,4 +122,4 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
-        raise BrokenImageError(_reason(error)) from error
+        raise BrokenImageError(reason(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from resnet_jax.config import Config
+from resnet_jax.config import Config, check_applies
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.splits import split_validation
 from resnet_jax.data.tools.statistics import load_statistics
@@ -60,6 +60,7 @@ def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing 
       UserError: the statistics of streamed images are needed and not there, they or others are not finite, or an option
         is not for this data.
     """
+    check_applies(config, streamed=isinstance(dataset, StreamedDataset))
     data, statistics, mean_image = config.data, None, None
     mean_is_known = trained is not None or data.mean is not None
     if isinstance(dataset, StreamedDataset):
@@ -68,8 +69,6 @@ def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing 
             statistics = load_statistics(dataset, data.dir)
             mean_image = statistics.mean
     else:
-        if data.lighting:
-            raise UserError(f"--data.lighting is for streamed images; those of {dataset.name} are all of one size")
         shape = dataset.image_shape
         mean_image = None if mean_is_known else per_pixel_mean(dataset.train)
     if trained is None:

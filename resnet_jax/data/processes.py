@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ def run_tasks(
     Args:
       function: can be pickled; each process gets it once, so what all tasks need belongs into it.
       tasks: small ones.
-      workers: processes; 1: this one.
+      workers: processes; 1 or less: this one.
       title: beside the progress bar.
       images: how many there are, for the progress bar.
       done: those of them that were done before.
@@ -40,8 +41,8 @@ def run_tasks(
     Raises:
       CommandError: a process was killed, or whatever the function raises.
     """
-    with progress_bar(title, images, done) as advance_to:
-        if workers == 1:
+    with _progress_bar(title, images, done) as advance_to:
+        if workers <= 1:
             counted = done
 
             def advance(images: int) -> None:
@@ -58,15 +59,16 @@ def run_tasks(
             min(workers, len(tasks)) or 1, context, initializer=_begin, initargs=(function, count, stop)
         )
         try:
-            waiting = [pool.submit(_run, task) for task in tasks]
-            for future in waiting:
+            waiting = collections.deque(pool.submit(_run, task) for task in tasks)
+            while waiting:
+                future = waiting.popleft()  # a future keeps its result
                 while not futures.wait([future], timeout=0.2).done:
                     advance_to(count.value)
                 yield future.result()
             advance_to(count.value)
         except BrokenProcessPool as error:
             raise CommandError(
-                "a worker process was killed, perhaps for want of memory: run it again with fewer --workers"
+                "a worker process was killed, perhaps as memory ran out: run it again with fewer --workers"
             ) from error
         finally:
             stop.set()
@@ -74,7 +76,7 @@ def run_tasks(
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def _progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Show a progress bar where there is a terminal; yield a function that is told how many are done."""
     columns = (TextColumn(title), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False)  # stdout is for the result

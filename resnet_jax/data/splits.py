@@ -59,7 +59,7 @@ def split_validation(dataset: AnyDataset, size: int, seed: int) -> AnyDataset:
     """Move `size` random training images into `validation`; the paper's 45k/5k split (Sec. 4.2) is size 5000.
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are no more than `size`.
     """
     images = len(dataset.train)
     if not 0 < size < images:

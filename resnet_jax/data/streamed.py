@@ -7,28 +7,23 @@ processes, and the batches of all hosts together not on the number of hosts.
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Generator
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
-from resnet_jax.data.processes import follow_parent
+from resnet_jax.data.read_ahead import Batches
 from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
-from resnet_jax.errors import CommandError, UserError
-from resnet_jax.parallel.devices import cores, round_up
+from resnet_jax.errors import UserError
+from resnet_jax.parallel.devices import round_up
 
-T = TypeVar("T")
-
-_AHEAD = 2  # batches that each worker prepares
 _TRIES = 100  # images in a row that may be broken
 
 
@@ -41,77 +36,6 @@ class ProcessSlice:
 
 
 _WHOLE = ProcessSlice()
-
-
-class ReadAhead(Generic[T]):
-    """An iterator over what worker processes prepare; close it, or use it as a context manager, to end them."""
-
-    def __init__(self, iterator: Any, make: Callable[..., T]):
-        self._iterator, self._make = iterator, make
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        """Return the next element.
-
-        Raises:
-          CommandError: a worker process was killed, or whatever it raises itself.
-        """
-        try:
-            arrays = next(self._iterator)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):
-                raise
-            raise CommandError(
-                "a worker process that reads images was killed: memory, or shared memory (/dev/shm; docker run"
-                " --shm-size), may be short; take fewer --data.workers"
-            ) from error
-        # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
-        return self._make(*(np.array(array) for array in arrays))
-
-    def __enter__(self) -> ReadAhead[T]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the worker processes; a second call does nothing."""
-        if self._iterator is None:
-            return
-        self._iterator.close()
-        self._iterator = None
-        gc.collect()  # grain's iterators are cycles, and hold the last element in shared memory
-
-
-Batches = ReadAhead[HostBatch]
-
-
-def read_ahead(dataset: grain.MapDataset, make: Callable[..., T], workers: int | None) -> ReadAhead[T]:
-    """Compute the elements of `dataset` ahead, in order.
-
-    Args:
-      dataset: of elements that each take a while: tuples of arrays.
-      make: called with the arrays of each element, in this process.
-      workers: processes; None: one a core; 0: threads of this process.
-    """
-    workers = cores() if workers is None else workers
-    if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
-        flags.FLAGS.mark_as_parsed()
-    threads = 1 if workers else cores()
-    elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-        elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
-    iterator = iter(elements)
-    iterator.start_prefetch()  # while the caller prepares what it needs
-    return ReadAhead(iterator, make)
-
-
-def _begin_worker(index: int, count: int) -> None:
-    del index, count
-    follow_parent()
 
 
 def training_batches(
@@ -145,7 +69,7 @@ def training_batches(
     """
     view = _TrainingView(images, window, size, flip, seed)
     stream = grain.MapDataset.range(len(images)).shuffle(seed=seed).repeat().map_with_index(view)
-    return read_ahead(_batches(stream, batch_size, rows)[step:], HostBatch, workers)
+    return Batches(_batches(stream, batch_size, rows)[step:], workers)
 
 
 def evaluation_batches(
@@ -167,7 +91,7 @@ def evaluation_batches(
     """
     whole = -(-len(images) // batch_size) * batch_size
     stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
-    return read_ahead(_batches(stream, batch_size, rows), HostBatch, workers)
+    return Batches(_batches(stream, batch_size, rows), workers)
 
 
 def _batches(stream: grain.MapDataset, batch_size: int, rows: ProcessSlice) -> grain.MapDataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +15,7 @@ from pydantic import PositiveInt
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import StorageError, UserError, reason
-from resnet_jax.files import read_text
+from resnet_jax.files import read_arrays, read_text
 from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.run.lock import FILE_NAME as LOCK
 from resnet_jax.run.lock import lock
@@ -140,14 +139,13 @@ def load_inputs(path: Path) -> Inputs:
     """
     try:
         described = _Described.model_validate_json(read_text(path / "inputs.json"), strict=True)
-        with np.load(path / "preprocessing.npz", allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = read_arrays(path / "preprocessing.npz")
         preprocessing = Preprocessing(arrays["mean"], arrays["std"])
         inputs = Inputs(described.image_shape, described.class_names, preprocessing, arrays.get("lighting"))
         _check_arrays(inputs)
         check_inputs(inputs)
         return inputs
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {reason(error)}") from error
 
 

@@ -18,13 +18,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from resnet_jax import files
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.config import Config, ModelConfig, check_config, difference, from_json, to_json
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
 from resnet_jax.convert.files import read_tensors, write_safetensors
-from resnet_jax.data import cifar10, load_dataset
-from resnet_jax.data.array_pickle import load_arrays
+from resnet_jax.data import load_dataset
 from resnet_jax.data.decode import BrokenImageError, decode, encode_raw
+from resnet_jax.data.sources import cifar10
 from resnet_jax.data.sources.label_file import read_labels
 from resnet_jax.data.sources.packed import load_packed
 from resnet_jax.data.tools.pack import pack
@@ -202,14 +201,14 @@ def test_arrays_are_read_back(arrays: dict[str, np.ndarray]) -> None:
     with folder() as temporary:
         path = pathlib.Path(temporary, "x.npz")
         np.savez(path, **arrays)  # type: ignore[arg-type]
-        for found in (read_arrays(path, list(arrays)), read_arrays(path, (), optional=[*arrays, "none"])):
-            assert found.keys() == arrays.keys()
-            for name, array in arrays.items():
-                np.testing.assert_array_equal(found[name], array)
-                assert found[name].shape == array.shape
+        found = files.read_arrays(path)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].shape == array.shape
         fortran = {name: np.asfortranarray(array) for name, array in arrays.items()}
         np.savez(path, **fortran)  # type: ignore[arg-type]
-        for name, array in read_arrays(path, list(arrays)).items():
+        for name, array in files.read_arrays(path).items():
             np.testing.assert_array_equal(array, arrays[name])
 
 
@@ -272,19 +271,6 @@ def test_cifar10_records_are_read_back_or_refused(records: list[tuple[int, int]]
     found = np.concatenate([dataset.train.labels, dataset.test.labels])  # type: ignore[union-attr]
     assert found.tolist() == [label for label, _ in records]
     assert dataset.train.images[:, 31, 5, 2].tolist() == [value for _, value in records[:10]]  # type: ignore[union-attr]
-
-
-OPCODES = st.lists(st.sampled_from(b"().}]se\x85\x86\x87tblR0(Kq\x01\x00c\n"), max_size=60).map(bytes)
-
-
-@given(st.binary(max_size=200) | OPCODES)
-@settings(PROFILE, max_examples=300)
-def test_any_pickle_is_arrays_or_refused(content: bytes) -> None:
-    try:
-        found = load_arrays(content)
-    except Exception:
-        return
-    assert isinstance(found, dict)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 255)), min_size=1, max_size=5))

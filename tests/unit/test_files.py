@@ -177,16 +177,24 @@ def test_preprocessing_that_is_none(workdir: pathlib.Path, change: dict[str, np.
         load_inputs(workdir)
 
 
-def test_a_file_of_preprocessing_that_is_damaged(workdir: pathlib.Path) -> None:
-    path = workdir / "preprocessing.npz"
-    whole = path.read_bytes()
-    changed = bytearray(whole)
-    changed[200] ^= 1  # in the first array
-    for content in (b"", whole[:-30], bytes(changed), b"text", whole[:40]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=f"cannot read inputs.json and preprocessing.npz in {workdir}: .+"):
-            load_inputs(workdir)
-    np.save(path.with_suffix(""), np.zeros(3))
-    path.with_suffix(".npy").replace(path)
-    with pytest.raises(UserError, match="cannot read inputs.json"):
-        load_inputs(workdir)
+@pytest.mark.parametrize("content", [b"", b"PK", b"garbage", b"\x80\x04K\x01.", b"\x93NUMPY\x01\x00"])
+def test_what_is_no_archive_of_arrays(tmp_path: pathlib.Path, content: bytes) -> None:
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged, or no \.npz file \("):
+        files.read_arrays(tmp_path / "x.npz")
+
+
+def test_archives_of_arrays_are_checked_and_nothing_is_unpickled(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.arange(1000))
+    assert files.read_arrays(path)["x"].tolist() == list(range(1000))
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged, or no \.npz file \(Bad CRC-32"):
+        files.read_arrays(path)
+    np.savez(path, x=np.array([{}], object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        files.read_arrays(path)
+    with pytest.raises(FileNotFoundError):
+        files.read_arrays(tmp_path / "none.npz")

@@ -9,7 +9,7 @@ from resnet_jax.data.sources.cifar10 import load_cifar10
 from resnet_jax.data.sources.digits import load_digits
 from resnet_jax.data.sources.image_folder import load_image_folder, load_test_folder
 from resnet_jax.data.sources.packed import is_packed, load_packed, load_packed_test
-from resnet_jax.data.sources.tfds_source import load_tfds
+from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.data.splits import images_to_test
 from resnet_jax.data.types import AnyDataset, LabelledImages
 from resnet_jax.errors import UserError, did_you_mean
@@ -25,7 +25,7 @@ SOURCES: dict[str, Callable[[str, str | Path], AnyDataset]] = {
     "cifar10": lambda name, data_dir: load_cifar10(data_dir),
     "imagenet": _load_folder,
     "folder": _load_folder,
-    "tfds:": lambda name, data_dir: load_tfds(name.removeprefix("tfds:"), data_dir),
+    "tfds:": load_tfds,
 }
 
 
@@ -42,8 +42,8 @@ def load_dataset(name: str, data_dir: str | Path) -> AnyDataset:
     """
     source = "tfds:" if name.startswith("tfds:") else name
     if source not in SOURCES:
-        hint = did_you_mean(name, SOURCES)
-        raise UserError(f"unknown data set {name!r}: choose digits, cifar10, imagenet, folder or tfds:NAME{hint}")
+        known = ", ".join(SOURCES).replace("tfds:", "tfds:NAME")
+        raise UserError(f"unknown data set {name!r}: choose one of {known}{did_you_mean(name, SOURCES)}")
     dataset = SOURCES[source](name, data_dir)
     parts = {"training images": dataset.train, "test images": dataset.test, "classes": dataset.class_names}
     _check_not_empty(name, data_dir, parts)

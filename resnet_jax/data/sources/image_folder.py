@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.data.decode import BrokenImageError
-from resnet_jax.data.inside import check_inside, read_file
 from resnet_jax.data.sources.label_file import FILE_NAMES, find_label_file, read_labels
 from resnet_jax.data.sources.names import Names, index_names
 from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 
 # Files of a class folder that are images; any other file there is ignored.
 EXTENSIONS = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"})
@@ -54,9 +53,9 @@ class ImageFolder:
           BrokenImageError: it cannot be read.
         """
         try:
-            return read_file(self.names.path(self.root, index)), int(self.labels[index])
+            return self.names.path(self.root, index).read_bytes(), int(self.labels[index])
         except OSError as error:
-            raise BrokenImageError(error.strerror or str(error)) from error
+            raise BrokenImageError(reason(error)) from error
 
 
 def load_image_folder(name: str, data_dir: str | Path) -> StreamedDataset:
@@ -89,7 +88,7 @@ def load_test_folder(name: str, data_dir: str | Path) -> LabelledImages:
     root = Path(data_dir).expanduser()
     if not (root / "val").is_dir():
         raise UserError(f"no folder {root / 'val'}: --data.dir must name the folder that holds val/CLASS/FILE")
-    trained = tuple(_class_folders(root / "train", root)) if (root / "train").is_dir() else None
+    trained = tuple(_class_folders(root / "train")) if (root / "train").is_dir() else None
     images, class_names = _list_val(root, trained)
     return decoded_images(name, images, class_names)
 
@@ -103,10 +102,10 @@ def list_train(data_dir: Path) -> tuple[ImageFolder, tuple[str, ...]]:
     root = data_dir / "train"
     if not root.is_dir():
         raise UserError(f"no folder {root}: the data folder must hold train/CLASS/FILE and val/CLASS/FILE")
-    class_names = _class_folders(root, data_dir)
+    class_names = _class_folders(root)
     if not class_names:
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
-    images = ImageFolder.of(root, _nested(root, class_names, data_dir))
+    images = ImageFolder.of(root, _nested(root, class_names))
     _check_classes_present(images, class_names, "delete the folder if there is no such class")
     return images, tuple(class_names)
 
@@ -132,14 +131,14 @@ def list_val(data_dir: Path, class_names: Sequence[str]) -> ImageFolder:
 def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
     """List the images of val/; without `class_names` they are found there."""
     root = data_dir / "val"
-    folders = _class_folders(root, data_dir)
+    folders = _class_folders(root)
     if not folders:
         return _list_flat(data_dir, class_names)
     class_names = tuple(folders if class_names is None else class_names)
     unknown = sorted(set(folders) - set(class_names))
     if unknown:
         raise UserError(f"{root / unknown[0]}: there is no such class in {data_dir / 'train'} ({len(unknown)} in all)")
-    images = ImageFolder.of(root, _nested(root, class_names, data_dir))
+    images = ImageFolder.of(root, _nested(root, class_names))
     if not len(images):
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
     return images, class_names
@@ -148,7 +147,7 @@ def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageF
 def _list_flat(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
     """List the images right in val/, with labels from a file."""
     root = data_dir / "val"
-    files = sorted(entry.name for entry in _entries(root) if _is_image(entry, data_dir))
+    files = sorted(entry.name for entry in _entries(root) if _is_image(entry))
     if not files:
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
     path = find_label_file(data_dir)
@@ -161,16 +160,13 @@ def _list_flat(data_dir: Path, class_names: Sequence[str] | None) -> tuple[Image
     return ImageFolder.of(root, zip(labels, files, strict=True)), class_names
 
 
-def _class_folders(root: Path, data_dir: Path) -> list[str]:
-    """Return the sorted names of the folders in `root`, which is in `data_dir`."""
-    check_inside(root, data_dir)
+def _class_folders(root: Path) -> list[str]:
+    """Return the sorted names of the folders in `root`."""
     folders, loose = [], []
     for entry in _entries(root):
         if _is_folder(entry):
-            if entry.is_symlink():
-                check_inside(entry.path, data_dir)
             folders.append(entry.name)
-        elif _is_image(entry, data_dir):
+        elif _is_image(entry):
             loose.append(entry.name)
     if folders and loose:
         raise UserError(
@@ -180,10 +176,10 @@ def _class_folders(root: Path, data_dir: Path) -> list[str]:
     return sorted(folders)
 
 
-def _nested(root: Path, class_names: Sequence[str], data_dir: Path) -> Iterator[tuple[int, str]]:
+def _nested(root: Path, class_names: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Yield (label, CLASS/FILE) of all images, sorted; a class that has no folder has none."""
     for label, name in enumerate(class_names):
-        files = (entry.name for entry in _entries(root / name) if _is_image(entry, data_dir))
+        files = (entry.name for entry in _entries(root / name) if _is_image(entry))
         for file in sorted(files):
             yield label, f"{name}/{file}"
 
@@ -208,16 +204,12 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}") from error
+        raise UserError(f"cannot list {folder}: {reason(error)}") from error
 
 
-def _is_image(entry: os.DirEntry[str], data_dir: Path) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     # Not is_file(): an image that is a broken link is to be reported, not left out.
-    if os.path.splitext(entry.name)[1].lower() not in EXTENSIONS or _is_folder(entry):
-        return False
-    if entry.is_symlink():  # which listing the folder has told already: only links cost time
-        check_inside(entry.path, data_dir)
-    return True
+    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _is_folder(entry)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from resnet_jax.data.inside import check_inside
-from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.errors import UserError, did_you_mean, reason
 
 FILE_NAMES = ("val.txt", "val_labels.txt", "LOC_val_solution.csv")
 _MOST_CLASSES = 100_000  # of a file that numbers them; ImageNet has 21,843 in all
@@ -23,21 +22,13 @@ class _Line(NamedTuple):
 
 
 def find_label_file(data_dir: Path) -> Path | None:
-    """Return the first of FILE_NAMES that is in a data folder, or where Kaggle's archive puts it; None: there is none.
-
-    Args:
-      data_dir: the folder that holds val/.
-
-    Raises:
-      UserError: it is a link to outside of its folder.
-    """
+    """Return the first of FILE_NAMES beside `data_dir`/val, or where Kaggle's archive puts it; None: there is none."""
     folders = [data_dir]
     if data_dir.absolute().parts[-3:] == _KAGGLE_FOLDERS:
         folders.append(data_dir.absolute().parents[2])
     for folder in folders:
         for name in FILE_NAMES:
             if (folder / name).is_file():
-                check_inside(folder / name, folder)
                 return folder / name
     return None
 
@@ -64,10 +55,8 @@ def read_labels(
     kaggle = path.suffix == ".csv"
     try:
         lines = list(_kaggle_lines(path) if kaggle else _plain_lines(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except csv.Error as error:
-        raise UserError(f"{path}: {error}") from error
+    except (OSError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     if class_names is None:
         class_names = _named_classes([line.label for line in lines], path)
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -121,22 +110,17 @@ def _named_classes(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     found = set(labels)
     if not found or not all(label.isdecimal() for label in found):
         return tuple(sorted(found))
-    largest = max(found, key=_to_number)
-    if _to_number(largest) >= _MOST_CLASSES:
-        raise UserError(f"{path}: class {largest[:60]} is beyond the {_MOST_CLASSES:,} that there can be")
-    return tuple(map(str, range(int(largest) + 1)))
-
-
-def _to_number(label: str) -> int:
-    """Return a number of decimal digits; one of very many, which Python would take for ever or refuse, is just huge."""
-    return int(label) if len(label) <= 100 else 10**100
+    largest = max(map(int, found))
+    if largest >= _MOST_CLASSES:
+        raise UserError(f"{path}: class {largest} is beyond the {_MOST_CLASSES:,} that there can be")
+    return tuple(map(str, range(largest + 1)))
 
 
 def _label_number(label: str, numbers: dict[str, int], where: str) -> int:
     if label in numbers:
         return numbers[label]
     if not label.isdecimal():
-        raise UserError(f"{where}: unknown class {label[:60]!r}{did_you_mean(label[:60], list(numbers))}")
-    if _to_number(label) >= len(numbers):
-        raise UserError(f"{where}: class {label[:60]} is outside 0..{len(numbers) - 1} (classes are numbered from 0)")
+        raise UserError(f"{where}: unknown class {label[:60]!r}{did_you_mean(label, numbers)}")
+    if int(label) >= len(numbers):
+        raise UserError(f"{where}: class {label} is outside 0..{len(numbers) - 1} (classes are numbered from 0)")
     return int(label)

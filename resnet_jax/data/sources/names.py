@@ -29,8 +29,6 @@ class Names:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int, /) -> bytes:
-        if not 0 <= index < len(self):
-            raise IndexError(f"name {index} of {len(self)}")
         return self.blob[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
     def text(self, index: int) -> str:
@@ -40,6 +38,12 @@ class Names:
     def path(self, folder: Path, index: int) -> Path:
         """Return the file of that name."""
         return folder / os.fsdecode(self[index])
+
+    def select(self, chosen: np.ndarray) -> Names:
+        """Return the names for which `chosen` [N] is True."""
+        lengths = np.diff(self.offsets)
+        offsets = np.concatenate([[0], np.cumsum(lengths[chosen])])
+        return Names(self.blob[np.repeat(chosen, lengths)], offsets)
 
 
 def index_names(entries: Iterable[tuple[int, str]]) -> tuple[Names, np.ndarray]:

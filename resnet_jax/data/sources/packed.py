@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import threading
-import typing
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import typeguard
 from array_record.python.array_record_module import ArrayRecordReader
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.data.decode import BrokenImageError
-from resnet_jax.data.inside import check_inside, open_regular
 from resnet_jax.data.sources.names import Names
 from resnet_jax.data.sources.shards import open_shard, read_record, sha256_of
 from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
-from resnet_jax.errors import UserError
-from resnet_jax.files import read_json
+from resnet_jax.errors import UserError, reason
+from resnet_jax.files import read_arrays, read_text
 
 MANIFEST = "manifest.json"
-FORMAT = "resnet_jax packed images 1"
-_INDEX = {"blob": np.uint8, "offsets": np.int64, "labels": np.int32, "crc32": np.uint32}
-_ALL = typeguard.CollectionCheckStrategy.ALL_ITEMS
+FORMAT: Literal["resnet_jax packed images 1"] = "resnet_jax packed images 1"
+SplitName = Literal["train", "val"]
 _AGAIN = "copy it again or pack the images anew"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Shard:
     """A file of images: how many, its size, and its SHA-256."""
 
@@ -42,9 +35,9 @@ class Shard:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class PackedSplit:
-    """Files of a split: its shards in order, an index of labels, names and checksums, and what was left out."""
+    """Files of a split: its shards in order, an index of labels and names, and what was left out."""
 
     images: int
     shards: tuple[Shard, ...]
@@ -53,7 +46,7 @@ class PackedSplit:
     skipped: tuple[tuple[str, str], ...]  # (id, why it cannot be read)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Manifest:
     """What is in a folder of packed images; this file is written last.
 
@@ -62,16 +55,14 @@ class Manifest:
       options: of the packing.
       source: SHA-256 of the names and labels that were packed, of each split.
       splits: "train" and "val".
+      format: of the files.
     """
 
     class_names: tuple[str, ...]
     options: dict[str, Any]
     source: dict[str, str]
-    splits: dict[str, PackedSplit]
-
-    def to_json(self) -> str:
-        """Return it as text."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+    splits: Annotated[dict[SplitName, PackedSplit], Field(min_length=2)]
+    format: Literal["resnet_jax packed images 1"]
 
 
 def is_packed(folder: str | Path) -> bool:
@@ -86,47 +77,21 @@ def read_manifest(folder: Path) -> Manifest:
       UserError: the manifest cannot be read, or is not of this program.
     """
     path = folder / MANIFEST
-    check_inside(path, folder)
     try:
-        content = read_json(path)
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {repr(content['format'])[:60]}, not {FORMAT!r}")
-        splits = {name: _split(content["splits"][name]) for name in ("train", "val")}
-        for name, hint in {"class_names": list[str], "options": dict[str, Any], "source": dict[str, str]}.items():
-            typeguard.check_type(content[name], hint, collection_check_strategy=_ALL)
-        return Manifest(tuple(content["class_names"]), content["options"], content["source"], splits)
+        return TypeAdapter(Manifest).validate_json(read_text(path))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, typeguard.TypeCheckError) as error:
-        reason = " ".join(repr(error).split())[:300]
-        raise UserError(f"{path}: not a manifest of packed images ({reason}); {_AGAIN}") from error
-
-
-def _split(content: dict[str, Any]) -> PackedSplit:
-    shards = tuple(Shard(**shard) for shard in content["shards"])
-    skipped = tuple((id, reason) for id, reason in content["skipped"])
-    split = PackedSplit(**{**content, "shards": shards, "skipped": skipped})
-    for part in (split, *shards):
-        for name, hint in typing.get_type_hints(type(part)).items():
-            typeguard.check_type(getattr(part, name), hint, collection_check_strategy=_ALL)
-    if min([split.images, *(shard.images for shard in shards)]) < 0:
-        raise ValueError("a number of images below 0")
-    for name in (split.index_file, *(shard.file for shard in shards)):
-        os.fsencode(name)  # half a character is no name
-        if Path(name).name != name or name in ("", "..") or "\0" in name:  # it would lead to another folder
-            raise ValueError(f"{name!r} is no file name")
-    if split.images != sum(shard.images for shard in shards):
-        raise ValueError(f"the shards hold {sum(shard.images for shard in shards)} images, not {split.images}")
-    return split
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a manifest of packed images ({reason(error)}); {_AGAIN}") from error
 
 
 class PackedImages:
     """Packed images and their labels: EncodedImages. Each process opens the files when it first reads from them."""
 
-    def __init__(self, folder: Path, shards: tuple[Shard, ...], names: Names, labels: np.ndarray, crc32: np.ndarray):
-        """Take the shards in order and, of all images in order, names, labels (int32) and checksums (uint32)."""
+    def __init__(self, folder: Path, shards: tuple[Shard, ...], names: Names, labels: np.ndarray):
+        """Take the shards in order and, of all images in order, names and labels (int32)."""
         self.labels = labels
-        self._folder, self._shards, self._names, self._crc32 = folder, shards, names, crc32
+        self._folder, self._shards, self._names = folder, shards, names
         self._ends = np.cumsum([shard.images for shard in shards])
         self._open()
 
@@ -146,14 +111,9 @@ class PackedImages:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         position = index - int(self._ends[shard]) + self._shards[shard].images
         try:
-            content = read_record(self._reader(shard), position)
+            return read_record(self._reader(shard), position), int(self.labels[index])
         except UserError as error:
             raise BrokenImageError(str(error)) from error
-        if zlib.crc32(content) != self._crc32[index]:
-            raise BrokenImageError(
-                f"its checksum is wrong: {self._shards[shard].file} is damaged or of another packing"
-            )
-        return content, int(self.labels[index])
 
     def _open(self) -> None:
         self._readers: dict[int, ArrayRecordReader] = {}
@@ -174,55 +134,26 @@ class PackedImages:
         self._open()
 
 
-def open_split(folder: Path, manifest: Manifest, name: str) -> PackedImages:
-    """Open the split "train" or "val", and check that all its files are there, complete as far as a look at them tells.
+def open_split(folder: Path, manifest: Manifest, name: SplitName) -> PackedImages:
+    """Open a split, and check that all its files are there, complete as far as a look at them tells.
 
     Raises:
       UserError: a file is missing, cut short, or not the one of the manifest.
     """
     split = manifest.splits[name]
     for shard in split.shards:
-        path = folder / shard.file
-        check_inside(path, folder)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"{path}: {MANIFEST} lists it, but {error.strerror}; {_AGAIN}") from error
-        if size != shard.bytes:
-            raise UserError(f"{path}: {size} bytes, but {MANIFEST} says {shard.bytes}; {_AGAIN}")
-        open_shard(path, shard.images).close()
-    names, labels, crc32 = _read_index(folder, split, len(manifest.class_names))
-    return PackedImages(folder, split.shards, names, labels, crc32)
-
-
-def _read_index(folder: Path, split: PackedSplit, num_classes: int) -> tuple[Names, np.ndarray, np.ndarray]:
+        open_shard(folder / shard.file, shard.images).close()
     path = folder / split.index_file
-    check_inside(path, folder)
     try:
-        if sha256_of(path) != split.index_sha256:
-            raise UserError(f"{path}: its SHA-256 is not that of {MANIFEST}; {_AGAIN}")
-        with open_regular(path) as file:
-            arrays = read_arrays(file, _INDEX)
-        for name, dtype in _INDEX.items():
-            if arrays[name].dtype != dtype or arrays[name].ndim != 1:
-                raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
-        names = Names(arrays["blob"], arrays["offsets"])
-        labels, crc32 = arrays["labels"], arrays["crc32"]
-        if not len(names.offsets) or names.offsets[0] < 0 or names.offsets[-1] > len(names.blob):
-            raise ValueError("names beyond the end")
-        if (np.diff(names.offsets) < 0).any():
-            raise ValueError("names of a length below 0")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {_AGAIN}") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"cannot read {path} ({error}); {_AGAIN}") from error
-    if not len(names) == len(labels) == len(crc32) == split.images:
-        raise UserError(f"{path}: {len(labels)} images, but {MANIFEST} says {split.images}; {_AGAIN}")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise UserError(f"{path}: labels outside the {num_classes} classes of {MANIFEST}; {_AGAIN}")
-    return names, labels, crc32
+        same = sha256_of(path) == split.index_sha256
+        index = read_arrays(path) if same else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}; {_AGAIN}") from error
+    if not same:
+        raise UserError(f"{path}: its SHA-256 is not that of {MANIFEST}; {_AGAIN}")
+    if len(index["labels"]) and index["labels"].max() >= len(manifest.class_names):
+        raise UserError(f"{path}: labels outside the {len(manifest.class_names)} classes of {MANIFEST}; {_AGAIN}")
+    return PackedImages(folder, split.shards, Names(index["blob"], index["offsets"]), index["labels"])
 
 
 def load_packed(name: str, data_dir: str | Path) -> StreamedDataset:
@@ -237,7 +168,7 @@ def load_packed(name: str, data_dir: str | Path) -> StreamedDataset:
     """
     folder = Path(data_dir).expanduser()
     manifest = read_manifest(folder)
-    train, val = (open_split(folder, manifest, split) for split in ("train", "val"))
+    train, val = open_split(folder, manifest, "train"), open_split(folder, manifest, "val")
     return StreamedDataset(name, folder, train, val, manifest.class_names)
 
 

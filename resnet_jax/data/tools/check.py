@@ -6,8 +6,9 @@ import dataclasses
 import itertools
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from resnet_jax.data.processes import Advance, run_tasks
 from resnet_jax.data.sources.image_folder import list_train, list_val
 from resnet_jax.data.sources.packed import Shard, is_packed, open_split, read_manifest
 from resnet_jax.data.sources.shards import sha256_of
-from resnet_jax.data.tools.check_report import Finding, Report, SplitReport
 from resnet_jax.data.types import EncodedImages
+from resnet_jax.errors import printable, reason
 
 _AT_ONCE = 64  # images of a task
+_SHOWN = 10  # names of a note in the text
 _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}  # Pillow's modes without colour
 _FORMATS = {  # of Pillow, by what a file's name ends in; MPO is a JPEG with further pictures behind it
     ".jpeg": ("JPEG", "MPO"),
@@ -32,7 +34,100 @@ _FORMATS = {  # of Pillow, by what a file's name ends in; MPO is a JPEG with fur
     ".tif": ("TIFF",),
     ".tiff": ("TIFF",),
 }
-_KINDS = ("unreadable", "damaged_shards", "empty", "cmyk", "grey", "other_format")
+# Kinds of findings: mistakes, and what is only worth a note.
+_MISTAKES = {"unreadable": "cannot be read", "damaged_shards": "damaged files"}
+_NOTES = {
+    "empty": "of these are empty files",
+    "cmyk": "in CMYK, converted to RGB when they are read",
+    "grey": "grey, converted to RGB when they are read",
+    "other_format": "of another format than the name says, which does not matter",
+    "left_out": "could not be read when they were packed, and were left out",
+}
+
+
+class Finding(NamedTuple):
+    """Something about an image or a shard: what it is called, and in words where there is more to say."""
+
+    id: str
+    detail: str = ""
+
+
+Findings = list[tuple[str, Finding]]  # (kind, finding)
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+    """What is in a split.
+
+    Attributes:
+      images: how many there are, the unreadable ones too.
+      per_class: smallest, median and largest number of images of a class.
+      smallest, largest: image, (width, height) in pixels, each side by itself; None if no image can be read.
+      findings: by kind: unreadable, damaged_shards, empty, cmyk, grey, other_format, left_out.
+    """
+
+    images: int
+    per_class: tuple[int, float, int]
+    smallest: tuple[int, int] | None
+    largest: tuple[int, int] | None
+    findings: dict[str, list[Finding]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        findings = {kind: [finding._asdict() for finding in found] for kind, found in self.findings.items()}
+        return {name: value for name, value in vars(self).items() if name != "findings"} | findings
+
+    def to_lines(self, name: str) -> list[str]:
+        """Return lines; of what is only worth a note, the first names."""
+        fewest, median, most = self.per_class
+        lines = [f"{name}: {self.images:,} images, {fewest} to {most} of a class (median {median:g})"]
+        if self.smallest and self.largest:
+            (low_w, low_h), (high_w, high_h) = self.smallest, self.largest
+            lines.append(f"  {low_w} to {high_w} pixels wide, {low_h} to {high_h} high")
+        for kind, what in _MISTAKES.items():
+            findings = self.findings[kind]
+            lines += [f"  {len(findings):,} {what}:"] if findings else []
+            lines += [f"    {name}/{finding.id}: {finding.detail}" for finding in findings]
+        for kind, what in _NOTES.items():
+            if findings := self.findings[kind]:
+                names = [" is ".join(filter(None, finding)) for finding in findings]
+                lines.append(f"  {len(findings):,} {what}: {_some(names)}")
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What is in a data set; `splits` are "train" and, if it is there, "val"."""
+
+    folder: str
+    kind: Literal["folder", "packed"]
+    class_names: tuple[str, ...]
+    splits: dict[str, SplitReport]
+
+    @property
+    def readable(self) -> bool:
+        """Whether all images can be read and all shards are as they were written."""
+        return not any(split.findings[kind] for split in self.splits.values() for kind in _MISTAKES)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        splits = {name: split.to_dict() for name, split in self.splits.items()}
+        return {**vars(self), "splits": splits, "readable": self.readable}
+
+    def to_text(self) -> str:
+        """Return lines to read."""
+        kind = "packed images" if self.kind == "packed" else "a folder of images"
+        lines = [f"{self.folder}: {kind}", f"{len(self.class_names)} classes: {_some(self.class_names)}"]
+        for name, split in self.splits.items():
+            lines += ["", *split.to_lines(name)]
+        if "val" not in self.splits:
+            lines += ["", "val: not there; training needs images to test on"]
+        return "\n".join(map(printable, lines))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def check(data_dir: Path, *, workers: int = 1) -> Report:
@@ -97,10 +192,10 @@ def _open_packed(folder: Path) -> tuple[tuple[str, ...], dict[str, _Split]]:
 
 
 class _Part(NamedTuple):
-    """What a task found: sizes [N, 2] (width, height) of the readable images, and (kind, finding) pairs."""
+    """What a task found: sizes [N, 2] (width, height) of the readable images, and findings."""
 
     sizes: np.ndarray
-    findings: list[tuple[str, Finding]]
+    findings: Findings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,16 +218,14 @@ class _Examine:
                 advance(1)
         return _Part(np.array(sizes, np.int64).reshape(-1, 2), findings)
 
-    def _check_shard(self, shard: Shard) -> list[tuple[str, Finding]]:
+    def _check_shard(self, shard: Shard) -> Findings:
         try:
             same = sha256_of(self.folder / shard.file) == shard.sha256
         except OSError as error:
-            return [("damaged_shards", Finding(shard.file, str(error.strerror)))]
+            return [("damaged_shards", Finding(shard.file, reason(error)))]
         return [] if same else [("damaged_shards", Finding(shard.file, "its SHA-256 is not that of the manifest"))]
 
-    def _check_image(
-        self, images: EncodedImages, index: int
-    ) -> tuple[tuple[int, int] | None, list[tuple[str, Finding]]]:
+    def _check_image(self, images: EncodedImages, index: int) -> tuple[tuple[int, int] | None, Findings]:
         name, content = images.id(index), None
         try:
             content, _ = images.read(index)
@@ -154,15 +247,14 @@ class _Examine:
 def _merge(split: _Split, num_classes: int, parts: list[_Part]) -> SplitReport:
     per_class = np.bincount(split.images.labels, minlength=num_classes)
     sizes = np.concatenate([part.sizes for part in parts])
-    found: dict[str, list[Finding]] = {kind: [] for kind in _KINDS}
-    for part in parts:
-        for kind, finding in part.findings:
-            found[kind].append(finding)
+    findings: dict[str, list[Finding]] = {kind: [] for kind in (*_MISTAKES, *_NOTES)}
+    findings["left_out"] = [Finding(*skipped) for skipped in split.left_out]
+    for kind, finding in itertools.chain(*(part.findings for part in parts)):
+        findings[kind].append(finding)
     return SplitReport(
         images=len(split.images),
         per_class=(int(per_class.min()), float(np.median(per_class)), int(per_class.max())),
         smallest=tuple(sizes.min(0).tolist()) if len(sizes) else None,
         largest=tuple(sizes.max(0).tolist()) if len(sizes) else None,
-        left_out=[Finding(*skipped) for skipped in split.left_out],
-        **found,
+        findings=findings,
     )

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
-from resnet_jax.array_zip import read_arrays
 from resnet_jax.data.decode import BrokenImageError, decode
-from resnet_jax.data.inside import check_inside, open_regular
-from resnet_jax.data.streamed import read_ahead
+from resnet_jax.data.processes import Advance, run_tasks
 from resnet_jax.data.types import EncodedImages, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
-from resnet_jax.errors import UserError
-from resnet_jax.files import atomic_write
+from resnet_jax.errors import UserError, reason
+from resnet_jax.files import atomic_write, read_arrays
 
 FILE_NAME = "statistics.npz"
-_AT_ONCE = 32  # images that a worker process sums up
+_AT_ONCE = 32  # images of a task
 
 
 class Statistics(NamedTuple):
@@ -52,55 +49,38 @@ class _Sums(NamedTuple):
     pixels: np.ndarray  # [H, W, 3]
     products: np.ndarray  # [3, 3]: of the colours of one pixel with each other
     images: int
-    broken: int
-
-    def plus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.pixels + other.pixels,
-            self.products + other.products,
-            self.images + other.images,
-            self.broken + other.broken,
-        )
 
 
-def compute_statistics(
-    images: EncodedImages,
-    image_size: int,
-    *,
-    workers: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Statistics:
+def compute_statistics(images: EncodedImages, image_size: int, *, workers: int = 1) -> Statistics:
     """Read all images once.
 
     Args:
       images: the training images.
       image_size: height and width of the mean image, in pixels.
-      workers: processes; None: one a core; 0: threads of this process.
-      progress: is told how many images are done.
+      workers: processes.
 
     Raises:
       UserError: no image can be read.
     """
     protocol = make_protocol("single", (image_size, image_size))
-    parts = grain.MapDataset.range(0, len(images), _AT_ONCE).map(_Summation(images, protocol))
-    shape = (image_size, image_size, 3)
-    total = _Sums(np.zeros(shape, np.int64), np.zeros((3, 3), np.int64), 0, 0)
-    with read_ahead(parts, _Sums, workers) as sums:
-        for part in sums:
-            total = total.plus(part)
-            progress(int(total.images + total.broken))
-    if not total.images:
+    starts = range(0, len(images), _AT_ONCE)
+    pixels, products, readable = np.zeros((image_size, image_size, 3), np.int64), np.zeros((3, 3), np.int64), 0
+    for part in run_tasks(_Summation(images, protocol), starts, workers=workers, title="images", images=len(images)):
+        pixels += part.pixels
+        products += part.products
+        readable += part.images
+    if not readable:
         raise UserError(f"none of the {len(images)} training images can be read")
-    count = int(total.images) * image_size**2
-    colour = total.pixels.sum((0, 1)) / count
-    covariance = (total.products / count - np.outer(colour, colour)) / 255**2
+    count = readable * image_size**2
+    colour = pixels.sum((0, 1)) / count
+    covariance = (products / count - np.outer(colour, colour)) / 255**2
     values, vectors = np.linalg.eigh(covariance)  # ascending
     return Statistics(
-        mean=(total.pixels / (255 * int(total.images))).astype(np.float32),
+        mean=(pixels / (255 * readable)).astype(np.float32),
         eigenvalues=values[::-1].astype(np.float32),
         eigenvectors=vectors[:, ::-1].astype(np.float32),
         images=len(images),
-        broken=int(total.broken),
+        broken=len(images) - readable,
     )
 
 
@@ -109,21 +89,19 @@ class _Summation:
     images: EncodedImages
     protocol: Protocol
 
-    def __call__(self, start: int) -> _Sums:
+    def __call__(self, start: int, advance: Advance) -> _Sums:
         """Sum up the images from `start` on."""
         pixels = np.zeros((*self.protocol.input_size, 3), np.int64)
-        products, done, broken = np.zeros((3, 3), np.int64), 0, 0
+        products, count = np.zeros((3, 3), np.int64), 0
         for index in range(start, min(start + _AT_ONCE, len(self.images))):
-            try:
+            with contextlib.suppress(BrokenImageError):
                 (image,) = views(decode(self.images.read(index)[0]), self.protocol)
-            except BrokenImageError:
-                broken += 1
-                continue
-            pixels += image
-            colours = image.reshape(-1, 3).astype(np.float64)
-            products += (colours.T @ colours).astype(np.int64)  # whole numbers below 2^53: exact
-            done += 1
-        return _Sums(pixels, products, done, broken)
+                pixels += image
+                colours = image.reshape(-1, 3).astype(np.float64)
+                products += (colours.T @ colours).astype(np.int64)  # whole numbers below 2^53: exact
+                count += 1
+            advance(1)
+        return _Sums(pixels, products, count)
 
 
 def save_statistics(statistics: Statistics, folder: Path) -> Path:
@@ -152,28 +130,13 @@ def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistic
     images = len(dataset.train) + (len(dataset.validation) if dataset.validation else 0)
     name = "" if dataset.name in ("imagenet", "folder") else f" --name {dataset.name}"
     again = f"python -m resnet_jax data statistics {data_dir}{name}"
-    check_inside(path, dataset.folder)
     try:
-        with open_regular(path) as file:
-            loaded: dict[str, Any] = read_arrays(file, Statistics._fields)
-        _check(loaded)
+        loaded: dict[str, Any] = read_arrays(path)
         statistics = Statistics(**loaded)._replace(images=int(loaded["images"]), broken=int(loaded["broken"]))
     except FileNotFoundError as error:
         raise UserError(f"no {path}, which mean and colours come from: {again}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); compute it again: {again}") from error
+    except (OSError, ValueError, TypeError) as error:  # TypeError: other arrays than these
+        raise UserError(f"cannot read {path} ({reason(error)}); compute it again: {again}") from error
     if statistics.images != images:
         raise UserError(f"{path} is of {statistics.images} training images, but there are {images}: {again}")
     return statistics
-
-
-def _check(loaded: dict[str, np.ndarray]) -> None:
-    """Raise ValueError for arrays that save_statistics() never writes."""
-    mean = loaded["mean"]
-    shapes = {"mean": (*mean.shape[:2], 3), "eigenvalues": (3,), "eigenvectors": (3, 3), "images": (), "broken": ()}
-    for name, shape in shapes.items():
-        array, kind = loaded[name], np.integer if shape == () else np.float32
-        if array.shape != shape or not np.issubdtype(array.dtype, kind) or not np.isfinite(array).all():
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, or not finite")
-    if mean.ndim != 3 or 0 in mean.shape:
-        raise ValueError(f"the mean image has shape {mean.shape}")

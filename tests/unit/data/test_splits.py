@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -77,16 +79,25 @@ def test_split_validation_refuses(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("cifar-10", "did you mean 'cifar10'"),
-        ("digit", "did you mean 'digits'"),
-        ("ImageNet", "did you mean 'imagenet'"),
-        ("xyz", "choose"),
-    ],
+    ("name", "hint"), [("cifar-10", "did you mean cifar10"), ("ImageNet", "did you mean imagenet"), ("xyz", "choose")]
 )
 def test_unknown_name(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=f"unknown data set '{name}'.*{hint}"):
+        load_dataset(name, "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra", "package"),
+    [
+        ("digits", "sklearn", "digits", "scikit-learn"),
+        ("tfds:mnist", "tensorflow_datasets", "tfds", "tensorflow-datasets"),
+    ],
+)
+def test_what_is_not_installed(
+    name: str, module: str, extra: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"needs {package}, of the extra \[{extra}\]: pip install {package}"):
         load_dataset(name, "/nowhere")
 
 

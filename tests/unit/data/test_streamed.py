@@ -1,59 +1,19 @@
 """Batches of streamed images: a pure function of (seed, step), on any number of processes."""
 
-import dataclasses
-import io
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import numpy as np
-import psutil
 import pytest
-from paths import ROOT, TESTS
-from PIL import Image
+from image_files import Colours
 
 from resnet_jax.data.augment import scale_window
-from resnet_jax.data.decode import BrokenImageError
-from resnet_jax.data.streamed import ProcessSlice as Share
-from resnet_jax.data.streamed import evaluation_batches, training_batches
+from resnet_jax.data.streamed import ProcessSlice, evaluation_batches, training_batches
 from resnet_jax.data.views import make_protocol
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import UserError
 
 SIZE = 16
-WHOLE = Share()
+WHOLE = ProcessSlice()
 
 
-@dataclasses.dataclass(frozen=True)
-class Colours:
-    """Images of one colour each, which says their number; some cannot be read."""
-
-    count: int
-    broken: tuple[int, ...] = ()
-
-    @property
-    def labels(self):
-        return np.arange(self.count, dtype=np.int32) % 7
-
-    def __len__(self):
-        return self.count
-
-    def id(self, index):
-        return f"image{index}"
-
-    def read(self, index):
-        if index in self.broken:
-            raise BrokenImageError("made to fail")
-        file = io.BytesIO()
-        pixels = np.full((20, 24 + index % 3, 3), index, np.uint8)
-        pixels[:, :12, 1] = 255  # so that the place of a crop and mirroring can be seen
-        Image.fromarray(pixels).save(file, "PNG")
-        return file.getvalue(), int(self.labels[index])
-
-
-def batches(images, *, steps, step=0, workers=0, share=WHOLE, seed=3, batch_size=8, flip=True):
+def batches(images, *, steps, step=0, workers=0, rows=WHOLE, seed=3, batch_size=8, flip=True):
     window = scale_window(SIZE, (16, 20))
     with training_batches(
         images,
@@ -63,7 +23,7 @@ def batches(images, *, steps, step=0, workers=0, share=WHOLE, seed=3, batch_size
         batch_size=batch_size,
         seed=seed,
         step=step,
-        share=share,
+        rows=rows,
         workers=workers,
     ) as iterator:
         return [next(iterator) for _ in range(steps)]
@@ -121,14 +81,9 @@ def test_half_of_the_images_are_mirrored():
     assert 0.3 < left_is_green(batches(Colours(21), steps=20)).mean() < 0.7
 
 
-def test_worker_processes_change_nothing():
-    images = Colours(21, broken=(4,))
-    assert_equal(batches(images, steps=4, step=2, workers=2), batches(images, steps=4, step=2))
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_rows_of_all_hosts_are_those_of_one(count):
-    parts = [batches(Colours(21), steps=4, step=2, share=Share(index, count)) for index in range(count)]
+    parts = [batches(Colours(21), steps=4, step=2, rows=ProcessSlice(index, count)) for index in range(count)]
     together = [type(rows[0])(*map(np.concatenate, zip(*rows, strict=True))) for rows in zip(*parts, strict=True)]
     assert_equal(together, batches(Colours(21), steps=4, step=2))
 
@@ -144,20 +99,9 @@ def test_a_broken_image_is_replaced_by_the_next_and_named():
     np.testing.assert_array_equal(order[broken < 0], whole[broken < 0])  # the others stay where they were
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_but_broken_images_is_an_error(workers):
+def test_nothing_but_broken_images_is_an_error():
     with pytest.raises(UserError, match="100 training images in a row cannot be read"):
-        batches(Colours(9, broken=tuple(range(9))), steps=1, workers=workers)
-
-
-class Deadly(Colours):
-    def read(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_process_is_an_error():
-    with pytest.raises(CommandError, match=r"worker process that reads images was killed: .* fewer --data.workers"):
-        batches(Deadly(9), steps=1, workers=1)
+        batches(Colours(9, broken=tuple(range(9))), steps=1)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -166,9 +110,9 @@ def test_evaluation_has_every_image_once(images, count):
     source = Colours(images, broken=(0,)) if images > 1 else Colours(images)
     found, shapes = [], set()
     for index in range(count):
-        share = Share(index, count)
+        rows = ProcessSlice(index, count)
         with evaluation_batches(
-            source, make_protocol("single", (SIZE, SIZE)), batch_size=8, share=share, workers=0
+            source, make_protocol("single", (SIZE, SIZE)), batch_size=8, rows=rows, workers=0
         ) as iterator:
             some = list(iterator)
         assert len(some) == -(-images // 8)
@@ -179,37 +123,3 @@ def test_evaluation_has_every_image_once(images, count):
         assert np.concatenate(broken).tolist() == ([0] if images > 1 and index == 0 else [])
     assert shapes == {(8 // count, SIZE, SIZE, 3)}
     assert sorted(np.concatenate(found)) == list(range(1 if images > 1 else 0, images))
-
-
-PROGRAM = """
-import sys, time
-sys.path[:0] = [{root!r}, {here!r}]
-from test_stream import Colours, SIZE
-from resnet_jax.data.streamed import training_batches
-from resnet_jax.data.windows import scale_window
-
-if __name__ == "__main__":
-    batches = training_batches(
-        Colours(9), scale_window(SIZE, (16, 20)), size=SIZE, flip=True, batch_size=8, seed=0, step=0, workers=2
-    )
-    next(batches)
-    print("ready", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_worker_processes_end_with_a_killed_program(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(PROGRAM.format(root=str(ROOT), here=str(TESTS))))
-    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-    assert len(workers) == 2
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    deadline = time.monotonic() + 20
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
-        assert time.monotonic() < deadline, "a worker process lives on"
-        time.sleep(0.05)

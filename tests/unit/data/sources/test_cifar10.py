@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import struct
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from image_files import write
 
-from resnet_jax.data import Dataset, cifar10, download, load_dataset
+from resnet_jax.data import Dataset, load_dataset
+from resnet_jax.data.sources import cifar10
 from resnet_jax.errors import UserError
 
 RECORDS = 20  # a file, instead of 10,000
@@ -31,6 +34,8 @@ def small_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Have files of 20 records (except beside the real data), and never use the network."""
     if "cifar10_dir" not in request.fixturenames:
         monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", RECORDS)
+        sums = {name: hashlib.md5(content).hexdigest() for name, content in python_files().items()}
+        monkeypatch.setattr(cifar10, "PICKLES", sums)
     monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:1/no-test-downloads.tar.gz")
 
 
@@ -62,23 +67,9 @@ def python2_pickle(planes: np.ndarray, labels: np.ndarray) -> bytes:
     return b"\x80\x02}q\x01(" + items + b"u."
 
 
-def todays_pickle(planes: np.ndarray, labels: np.ndarray, protocol: int = 4, **changes: Any) -> bytes:
-    return pickle.dumps({b"data": planes, b"labels": labels.tolist()} | changes, protocol)
-
-
-def text_keys(planes: np.ndarray, labels: np.ndarray) -> bytes:
-    return pickle.dumps({"data": planes, "labels": labels})
-
-
-def python_files(write: Callable[[np.ndarray, np.ndarray], bytes] = python2_pickle) -> Files:
-    return {name: write(*batch(i)) for i, name in enumerate(BATCHES)}
-
-
-def put(folder: pathlib.Path, files: Files) -> pathlib.Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+@functools.cache
+def python_files() -> Files:
+    return {name: python2_pickle(*batch(i)) for i, name in enumerate(BATCHES)}
 
 
 def pack(folder: str, files: Files) -> bytes:
@@ -91,12 +82,14 @@ def pack(folder: str, files: Files) -> bytes:
     return stream.getvalue()
 
 
-def check(dataset: Dataset) -> None:
+BINARY_ARCHIVE = functools.partial(pack, "cifar-10-batches-bin")
+
+
+def check(dataset: Any) -> None:
     """Compare with `batch`, pixel by pixel and by its own arithmetic."""
+    assert isinstance(dataset, Dataset)
     assert dataset.name == "cifar10"
-    assert dataset.class_names[0] == "airplane"
-    assert dataset.class_names[9] == "truck"
-    assert dataset.num_classes == 10
+    assert dataset.class_names[::9] == ("airplane", "truck")
     assert len(dataset.train) == 5 * RECORDS
     np.testing.assert_array_equal(dataset.train.labels, np.concatenate([batch(i)[1] for i in range(5)]))
     np.testing.assert_array_equal(dataset.test.labels, batch(5)[1])
@@ -110,26 +103,10 @@ def check(dataset: Dataset) -> None:
                 assert split.images[image, row, column, channel] == planes[1024 * channel + 32 * row + column]
 
 
-def protocol(number: int) -> Callable[[np.ndarray, np.ndarray], bytes]:
-    return functools.partial(todays_pickle, protocol=number)
-
-
-@pytest.mark.parametrize(
-    ("folder", "files"),
-    [
-        (".", binary_files),
-        ("cifar-10-batches-bin", binary_files),
-        (".", python_files),
-        ("cifar-10-batches-py", python_files),
-        (".", lambda: python_files(protocol(0))),
-        (".", lambda: python_files(protocol(2))),
-        (".", lambda: python_files(protocol(4))),
-        (".", lambda: python_files(protocol(5))),
-        (".", lambda: python_files(text_keys)),
-    ],
-)
-def test_folders(folder: str, files: Callable[[], Files], tmp_path: pathlib.Path) -> None:
-    put(tmp_path / folder, files())
+@pytest.mark.parametrize("folder", [".", "cifar-10-batches"])
+@pytest.mark.parametrize(("form", "files"), [("bin", binary_files), ("py", python_files)])
+def test_folders(folder: str, form: str, files: Callable[[], Files], tmp_path: pathlib.Path) -> None:
+    write(tmp_path / (folder if folder == "." else f"{folder}-{form}"), files())
     check(load_dataset("cifar10", str(tmp_path)))
 
 
@@ -141,7 +118,7 @@ def test_folders(folder: str, files: Callable[[], Files], tmp_path: pathlib.Path
     ],
 )
 def test_archives(name: str, folder: str, files: Callable[[], Files], tmp_path: pathlib.Path) -> None:
-    put(tmp_path, {name: pack(folder, files())})
+    write(tmp_path, {name: pack(folder, files())})
     check(load_dataset("cifar10", tmp_path))
     check(load_dataset("cifar10", tmp_path / name))
     assert os.listdir(tmp_path) == [name]  # nothing is unpacked
@@ -149,155 +126,85 @@ def test_archives(name: str, folder: str, files: Callable[[], Files], tmp_path: 
 
 def test_order(tmp_path: pathlib.Path) -> None:
     """The binary folder, then the python one, then archives; a damaged one is never passed over."""
-    put(tmp_path, {"cifar-10-python.tar.gz": b"", "cifar-10-binary.tar.gz": b""})
-    put(tmp_path / "cifar-10-batches-py", python_files())
+    write(tmp_path, {"cifar-10-python.tar.gz": b"", "cifar-10-binary.tar.gz": b""})
+    write(tmp_path / "cifar-10-batches-py", python_files())
     check(load_dataset("cifar10", tmp_path))
     (tmp_path / "cifar-10-batches-bin").mkdir()
-    with pytest.raises(UserError, match=r"cifar-10-batches-bin/data_batch_1\.bin: expected 61,460 bytes, found none"):
+    with pytest.raises(UserError, match=r"bin/data_batch_1\.bin: could not be read \(No such file or directory\)"):
         load_dataset("cifar10", tmp_path)
+
+
+def test_the_folder_may_be_a_link(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "elsewhere", binary_files())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cifar-10-batches-bin").symlink_to(tmp_path / "elsewhere")
+    check(load_dataset("cifar10", tmp_path / "data"))
+
+
+TAKE_ANEW = r"; take it anew from cifar-10-binary\.tar\.gz \(https://www\.cs\.tor"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "data_batch_1.bin",
-            None,
-            r"/data_batch_1\.bin: expected 61,460 bytes, found none; .*cifar-10-binary",
-        ),
-        ("test_batch.bin", None, r"/test_batch\.bin: expected 61,460 bytes, found none"),
-        (
-            "data_batch_3.bin",
-            b"short",
-            r"/data_batch_3\.bin: expected 61,460 bytes, found 5; .*cifar-10-binary",
-        ),
-        ("test_batch.bin", bytes(61_461), r"/test_batch\.bin: expected 61,460 bytes, found 61,461"),
-        (
-            "data_batch_2.bin",
-            bytes(2 * 3073) + b"\x0a" + bytes(61_459 - 2 * 3073),
-            r"_2\.bin: label 10 of image 2 ",
-        ),
+        ("test_batch.bin", None, r"/test_batch\.bin: could not be read \(No such file or directory\)" + TAKE_ANEW),
+        ("data_batch_3.bin", b"short", r"/data_batch_3\.bin: expected 61,460 bytes, found 5" + TAKE_ANEW),
+        ("test_batch.bin", bytes(61_461), r"/test_batch\.bin: expected 61,460 bytes, found 61,461" + TAKE_ANEW),
+        ("data_batch_2.bin", bytes(6146) + b"\x0a" + bytes(55_313), r"_2\.bin: label 10 of image 2 "),
     ],
 )
 def test_damaged_binary(name: str, content: bytes | None, message: str, tmp_path: pathlib.Path) -> None:
-    put(tmp_path, binary_files())
+    write(tmp_path, binary_files() | ({name: content} if content is not None else {}))
     if content is None:
         (tmp_path / name).unlink()
-    else:
-        (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_dataset("cifar10", tmp_path)
 
 
-PLANES, LABELS = batch(0)
-MANY = python2_pickle(PLANES, LABELS)
+class Attack:
+    """Pickles as a call that makes a file."""
 
-
-class _Nested:
-    """Pickles as a call of numpy.dtype, which refuses the argument."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return np.dtype, ("no such type",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (MANY[: len(MANY) // 2], "not a pickled CIFAR-10 batch"),
-        (MANY[:-1], "not a pickled CIFAR-10 batch"),
-        (b"", "not a pickled CIFAR-10 batch"),
-        (b"garbage", "not a pickled CIFAR-10 batch"),
-        (pickle.dumps([1, 2]), "not a pickled CIFAR-10 batch"),
-        (pickle.dumps(_Nested()), "not a pickled CIFAR-10 batch"),
-        (pickle.dumps({b"data": PLANES}), "KeyError: 'labels'"),
-        (pickle.dumps({b"data": PLANES, b"fine_labels": [1]}), "KeyError: 'labels'"),
-        (
-            todays_pickle(PLANES[:19], LABELS),
-            r"expected data uint8 \(20, 3072\) .*found data uint8 \(19, 3072\)",
-        ),
-        (todays_pickle(PLANES.astype(np.int16), LABELS), "found data int16"),
-        (todays_pickle(PLANES, LABELS[:19]), r"found .* labels int64 \(19,\)"),
-        (todays_pickle(PLANES, LABELS / 2), "found .* labels float64"),
-        (pickle.dumps({b"data": PLANES, b"labels": [[1], [2, 3]]}), "not a pickled CIFAR-10 batch"),
-        (todays_pickle(PLANES, LABELS - 20), r"label -\d+ of image 0 is outside 0\.\.9 \(20 such"),
-        (None, "expected a file, found none"),
-    ],
-)
-def test_damaged_pickle(content: bytes | None, message: str, tmp_path: pathlib.Path) -> None:
-    put(tmp_path, python_files())
-    if content is None:
-        (tmp_path / "data_batch_4").unlink()
-    else:
-        (tmp_path / "data_batch_4").write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        load_dataset("cifar10", tmp_path)
-    assert str(caught.value).startswith(str(tmp_path / "data_batch_4"))
-
-
-def test_huge_pickle_is_not_read(tmp_path: pathlib.Path) -> None:
-    put(tmp_path, python_files())
-    with (tmp_path / "data_batch_5").open("wb") as file:
-        file.truncate(1 << 40)  # takes no room on the disk
-    with pytest.raises(UserError, match=r"data_batch_5: expected at most 67,108,864 bytes, found 1,099,511,627,776"):
-        load_dataset("cifar10", tmp_path)
-
-
-class _Malicious:
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
+    def __init__(self, mark: pathlib.Path) -> None:
+        self.mark = mark
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.call
+        return os.system, (f"touch {self.mark}",)
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_malicious_pickle(protocol: int, tmp_path: pathlib.Path) -> None:
-    put(tmp_path, python_files())
+@pytest.mark.parametrize("archived", [False, True])
+def test_only_the_official_pickles_are_unpickled(archived: bool, tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "executed"
-    attack = _Malicious(os.system, f"touch {mark}")
-    content = pickle.dumps({b"data": attack, b"labels": [1]}, protocol)
-    (tmp_path / "test_batch").write_bytes(content)
-    with pytest.raises(UserError, match=r"test_batch: .*refused the pickled global posix\.system") as caught:
-        load_dataset("cifar10", tmp_path)
-    assert "cifar-10-python.tar.gz" in str(caught.value)
+    attack = pickle.dumps({b"data": Attack(mark), b"labels": [1]})
+    same_arrays = pickle.dumps({b"data": batch(5)[0], b"labels": batch(5)[1].tolist()})
+    for content in (attack, same_arrays, b"", python_files()["test_batch"][:-1], python_files()["data_batch_1"]):
+        files = python_files() | {"test_batch": content}
+        if archived:
+            write(tmp_path, {"cifar-10-python.tar.gz": pack("cifar-10-batches-py", files)})
+        else:
+            write(tmp_path, files)
+        message = r"test_batch\)?: is not the official file; take it anew from cifar-10-python\.tar\.gz"
+        with pytest.raises(UserError, match=message):
+            load_dataset("cifar10", tmp_path)
     assert not mark.exists()
-    pickle.loads(content)  # the attack is a real one
+    pickle.loads(attack)  # it is a real one
     assert mark.exists()
 
 
-@pytest.mark.parametrize("function", [eval, getattr, np.load, np.ndarray.tofile, __import__])
-def test_refused_globals(function: Callable[..., Any], tmp_path: pathlib.Path) -> None:
-    content = pickle.dumps({b"data": function, b"labels": [1]})
-    put(tmp_path, python_files(lambda planes, labels: content))
-    with pytest.raises(UserError, match=r"data_batch_1: .*refused the pickled global"):
-        load_dataset("cifar10", tmp_path)
-
-
-def tar_with(info: tarfile.TarInfo, content: bytes = b"") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-        info.size = len(content)
-        archive.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
-def test_archive_members_must_be_files(kind: bytes, tmp_path: pathlib.Path) -> None:
-    target = put(tmp_path / "elsewhere", binary_files()) / "data_batch_1.bin"
-    info = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
-    info.type, info.linkname = kind, str(target)
-    put(tmp_path, {"cifar-10-binary.tar.gz": tar_with(info)})
-    with pytest.raises(UserError, match=r"tar\.gz \(.*/data_batch_1\.bin\): not a regular file"):
-        load_dataset("cifar10", tmp_path)
-
-
-@pytest.mark.parametrize("prefix", ["../", "/", "cifar-10-batches-bin/../"])
-def test_archive_members_of_other_names(prefix: str, tmp_path: pathlib.Path) -> None:
-    info = tarfile.TarInfo(f"{prefix}cifar-10-batches-bin/data_batch_1.bin")
-    folder = put(tmp_path / "data", {"cifar-10-binary.tar.gz": tar_with(info, binary_files()["data_batch_1.bin"])})
+def test_only_files_of_an_archive_are_read_and_only_by_their_names(tmp_path: pathlib.Path) -> None:
+    content = binary_files()["data_batch_1.bin"]
+    secret = write(tmp_path, {"elsewhere": content}) / "elsewhere"
+    link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+    infos = [link]
+    for name in ("../cifar-10-batches-bin", "/cifar-10-batches-bin", "cifar-10-batches-bin/../cifar-10-batches-bin"):
+        infos.append(tarfile.TarInfo(f"{name}/data_batch_1.bin"))
+        infos[-1].size = len(content)
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for info in infos:
+            archive.addfile(info, io.BytesIO(content))
     with pytest.raises(UserError, match=r"tar\.gz: has no cifar-10-batches-bin/data_batch_1\.bin"):
-        load_dataset("cifar10", folder)
-    assert [path.name for path in tmp_path.rglob("*")] == ["data", "cifar-10-binary.tar.gz"]
+        load_dataset("cifar10", path)
 
 
 def flip(content: bytes) -> bytes:
@@ -310,69 +217,56 @@ def flip(content: bytes) -> bytes:
     [
         lambda content: content[: len(content) // 2],
         lambda content: content[:-1],
-        lambda content: content[:-4],
         lambda content: b"",
         lambda content: b"no gzip",
         flip,
-        lambda content: content[:-8] + bytes(4) + content[-4:],  # the check sum
+        lambda content: content[:-8] + bytes(4) + content[-4:],  # the checksum
     ],
 )
 def test_damaged_archive(damage: Callable[[bytes], bytes], tmp_path: pathlib.Path) -> None:
-    put(tmp_path, {"cifar-10-binary.tar.gz": damage(pack("cifar-10-batches-bin", binary_files()))})
-    message = r"cifar-10-binary\.tar\.gz: truncated, damaged or no \.tar\.gz .*; take .* anew \(https://www\.cs\.tor"
-    with pytest.raises(UserError, match=message):
+    write(tmp_path, {"cifar-10-binary.tar.gz": damage(BINARY_ARCHIVE(binary_files()))})
+    message = r"cifar-10-binary\.tar\.gz: (truncated, damaged or no \.tar\.gz|has no ).*take .* anew"
+    with pytest.raises(UserError, match=message) as caught:
         load_dataset("cifar10", tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("content", "message"),
     [
-        ({"data_batch_2.bin": b"short"}, r"\(.*/data_batch_2\.bin\): expected 61,460 bytes, found 5"),
-        (
-            {"data_batch_2.bin": b"\xff" * 61_460},
-            r"\(.*/data_batch_2\.bin\): label 255 of image 0 is outside",
-        ),
+        (b"short", r"\(.*/data_batch_2\.bin\): expected 61,460 bytes, found 5"),
+        (b"\xff" * 61_460, r"\(.*/data_batch_2\.bin\): label 255 of image 0 is outside"),
+        (None, r"binary\.tar\.gz: has no cifar-10-batches-bin/data_batch_2.bin" + TAKE_ANEW),
     ],
 )
-def test_wrong_member(change: Files, message: str, tmp_path: pathlib.Path) -> None:
-    put(tmp_path, {"cifar-10-binary.tar.gz": pack("cifar-10-batches-bin", binary_files() | change)})
+def test_wrong_member(content: bytes | None, message: str, tmp_path: pathlib.Path) -> None:
+    files = binary_files()
+    del files["data_batch_2.bin"]
+    write(
+        tmp_path, {"cifar-10-binary.tar.gz": BINARY_ARCHIVE(files | ({"data_batch_2.bin": content} if content else {}))}
+    )
     with pytest.raises(UserError, match=message):
-        load_dataset("cifar10", tmp_path)
-
-
-def test_archive_without_a_member(tmp_path: pathlib.Path) -> None:
-    files = python_files()
-    del files["data_batch_3"]
-    put(tmp_path, {"cifar-10-python.tar.gz": pack("cifar-10-batches-py", files)})
-    with pytest.raises(UserError, match=r"python\.tar\.gz: has no cifar-10-batches-py/data_batch_3; take it anew from"):
-        load_dataset("cifar10", tmp_path)
-
-
-def test_archive_that_unpacks_to_too_much(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10, "MAX_UNPACKED_BYTES", 100_000)
-    put(tmp_path, {"cifar-10-binary.tar.gz": pack("cifar-10-batches-bin", binary_files())})
-    with pytest.raises(UserError, match=r"tar\.gz: unpacks to more than 100,000 bytes"):
         load_dataset("cifar10", tmp_path)
 
 
 @pytest.fixture
 def server(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Serve the small binary archive under the URL and with the MD5 that are set; yield the address."""
+    """Serve the small binary archive under the URL and with the checksum that are set; yield the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments: Any) -> None:
             pass
 
-    content = pack("cifar-10-batches-bin", binary_files())
-    folder = put(tmp_path / "served", {"cifar-10-binary.tar.gz": content})
+    content = BINARY_ARCHIVE(binary_files())
+    folder = write(tmp_path / "served", {"cifar-10-binary.tar.gz": content})
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     thread = threading.Thread(target=httpd.serve_forever, args=(0.02,))
     thread.start()
     address = f"http://127.0.0.1:{httpd.server_port}"
     monkeypatch.setattr(cifar10, "URL", f"{address}/cifar-10-binary.tar.gz")
-    monkeypatch.setattr(cifar10, "ARCHIVE_BYTES", len(content))
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(content).hexdigest())
     monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(content).hexdigest())
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
     yield address
     httpd.shutdown()
     thread.join()
@@ -391,10 +285,11 @@ def test_download(
     folder = tmp_path / "new" / "data"
     check(load_dataset("cifar10", folder))
     assert [path.name for path in folder.iterdir()] == ["cifar-10-batches-bin"]
-    assert {path.name: path.read_bytes() for path in folder.glob("*/*")} == binary_files()
+    files = {path.name: path.read_bytes() for path in folder.glob("*/*")}
+    assert files == binary_files() | {"readme.html": b"hello"}
     output = capsys.readouterr()
     assert output.out == ""
-    assert ("CIFAR-10" in output.err) == terminal
+    assert ("100%" in output.err) == terminal
     monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:1/")
     check(load_dataset("cifar10", folder))  # not downloaded again
 
@@ -403,30 +298,27 @@ def test_download(
 @pytest.mark.parametrize(
     ("constant", "value", "reason"),
     [
-        ("MD5", "0" * 32, r"http://127.* of MD5 [0-9a-f]{32}, not 0{32}"),
-        ("SHA256", "0" * 64, r"http://127.* of SHA256 [0-9a-f]{64}, not 0{64}"),
-        ("URL", "{server}/other.tar.gz", "HTTP Error 404: File not found"),
+        ("SHA256", "0" * 64, r"does not match the known hash: expected .*0{64}"),
+        ("URL", "{server}/other.tar.gz", "404 Client Error: File not found"),
         ("URL", "http://127.0.0.1:1/x", "Connection refused"),
-        ("ARCHIVE_BYTES", 1000, "larger than 1,000 bytes"),
-        ("ARCHIVE_BYTES", 1 << 30, r"the connection ended after [\d,]+ of 1,073,741,824 bytes"),
+        ("URL", "file:///etc/hostname", "file"),
     ],
 )
 def test_failed_download(
     server: str,
     constant: str,
-    value: str | int,
+    value: str,
     reason: str,
     existing: bool,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cifar10, constant, value.format(server=server) if isinstance(value, str) else value)
+    monkeypatch.setattr(cifar10, constant, value.format(server=server))
     folder = tmp_path / "new" / "data"
     if existing:
-        put(folder, {"mine.txt": b"kept"})
+        write(folder, {"mine.txt": b"kept"})
     way_out = rf"put cifar-10-binary\.tar\.gz from https://.* into {folder}, or pass --data\.dir FOLDER"
-    message = rf"could not download CIFAR-10 \(.*{reason}.*\): {way_out}"
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=rf"could not download CIFAR-10 \(.*{reason}.*\): {way_out}") as caught:
         load_dataset("cifar10", folder)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "new").exists() == existing  # nothing is left behind
@@ -434,39 +326,38 @@ def test_failed_download(
 
 
 def test_stopped_download_leaves_nothing(server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*arguments: Any) -> None:
+    import pooch
+
+    def stop(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(download, "_with_progress", stop)
+    monkeypatch.setattr(pooch, "retrieve", stop)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("cifar10", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_download_into_no_folder(server: str, tmp_path: pathlib.Path) -> None:
-    put(tmp_path, {"file": b""})
+    write(tmp_path, {"file": b""})
     with pytest.raises(UserError, match=r"could not download CIFAR-10 .*Not a directory.*pass --data\.dir FOLDER"):
         load_dataset("cifar10", tmp_path / "file" / "data")
 
 
-def test_official_constants() -> None:
-    assert cifar10.MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
-    assert cifar10.SHA256.startswith("c4a38c50a1bc5f3a1c5537f2155ab9d6")
-    assert cifar10.ARCHIVE_BYTES == 170_052_171
-    assert cifar10.RECORD_BYTES == 3073
+def test_download_without_pooch(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(UserError, match=r"needs pooch, of the extra \[download\]"):
+        load_dataset("cifar10", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 def test_real_data(cifar10_dir: pathlib.Path) -> None:
     dataset = load_dataset("cifar10", cifar10_dir)
+    assert isinstance(dataset, Dataset)
     assert dataset.train.images.shape == (50_000, 32, 32, 3)
-    assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5000] * 10
     assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
     mean = dataset.train.images.reshape(-1, 3).mean(0, dtype=np.float64)
     np.testing.assert_allclose(mean, (125.31, 122.95, 113.87), atol=0.01)  # R, G, B
-    path = cifar10_dir / "cifar-10-batches-bin" / "data_batch_1.bin"
-    path_size = path.stat().st_size
-    assert path_size == 30_730_000
-    first = path.read_bytes()[:3073]
+    first = (cifar10_dir / "cifar-10-batches-bin" / "data_batch_1.bin").read_bytes()[:3073]
     assert dataset.train.labels[0] == first[0]
     assert tuple(dataset.train.images[0, 0, 0]) == (first[1], first[1025], first[2049])

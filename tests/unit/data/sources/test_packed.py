@@ -11,33 +11,25 @@ import pathlib
 import pickle
 import re
 import resource
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from image_files import CLASSES, encoded, write, write_folder
-from paths import ROOT
 from PIL import Image
 
 from resnet_jax.cli.commands import main
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
-from resnet_jax.data import pack as pack_module
 from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.sources.packed import load_packed
+from resnet_jax.data.sources.shards import sha256_of
+from resnet_jax.data.tools import pack as pack_module
 from resnet_jax.data.tools.pack import pack
 from resnet_jax.data.tools.reencode import PackOptions, reencode
 from resnet_jax.data.types import EncodedImages
 from resnet_jax.data.views import resize
 from resnet_jax.errors import UserError
-
-SAMPLE = ROOT.parent / "shared" / "data" / "imagenet_sample" / "train"
 
 
 def contents(images: EncodedImages) -> list[tuple[str, tuple[bytes, int]]]:
@@ -183,24 +175,6 @@ def test_a_shard_without_images(tmp_path: pathlib.Path) -> None:
     ]
 
 
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the ImageNet photographs (../shared/data) are not here")
-def test_photographs(tmp_path: pathlib.Path) -> None:
-    for split in ("train", "val"):
-        (tmp_path / "in" / split).mkdir(parents=True)
-        for name in sorted(path.name for path in SAMPLE.iterdir())[::8]:
-            shutil.copytree(SAMPLE / name, tmp_path / "in" / split / name)
-    source = load_image_folder("imagenet", tmp_path / "in").train
-    pack(tmp_path / "in", tmp_path / "out", PackOptions())
-    train = load_packed("imagenet", tmp_path / "out").train
-    kept = [index for index in range(13) if train.read(index) == source.read(index)]
-    assert len(train) == len(source) == 13
-    assert len(kept) == sum(
-        image.mode == "RGB" and min(image.size) <= 480
-        for image in (Image.open(io.BytesIO(source.read(index)[0])) for index in range(13))
-    )
-    assert 0 < len(kept) < 13
-
-
 # --- going on
 
 
@@ -210,58 +184,6 @@ def test_size_of_shards() -> None:
         assert [len(tasks), max(task.stop - task.start for task in tasks)] == [count, largest]
         assert [task.start for task in tasks[1:]] == [task.stop for task in tasks[:-1]]
         assert (tasks[0].start, tasks[-1].stop) == (0, images)
-
-
-def test_killed(folder: pathlib.Path, packed: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Two processes pack; one waits for an image, and then SIGKILL ends the first one's parent."""
-    root, out = tmp_path / "in", tmp_path / "out"
-    for split in ("train", "val"):
-        write(
-            root / split,
-            {str(path.relative_to(folder / split)): path.read_bytes() for path in folder.glob(f"{split}/*/*")},
-        )
-    code = """
-import sys, time
-from pathlib import Path
-from resnet_jax.data import image_folder
-from resnet_jax.data.tools.pack import PackOptions, pack
-
-def read_or_wait(path, read=image_folder.read_file):
-    if path.match("train/bee/2.jpeg"):  # in the second of four shards
-        time.sleep(100)
-    return read(path)
-
-image_folder.read_file = read_or_wait  # in the worker processes, too: they run all of this but the last lines
-if __name__ == "__main__":
-    pack(Path(sys.argv[1]), Path(sys.argv[2]), PackOptions(40), workers=2, shard_images=5)
-"""
-    (tmp_path / "program.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, tmp_path / "program.py", root, out], stdout=subprocess.PIPE, env=environment
-    ) as process:
-        wanted = {"plan.json", *(f"{name}-of-00003.array_record.json" for name in ("train-00000", "train-00002"))}
-        wanted.add("val-00000-of-00001.array_record.json")
-        until(lambda: out.is_dir() and wanted <= set(files(out)))
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)  # the end of its output: both worker processes ended with it
-    assert not (out / "manifest.json").exists()
-    assert not (out / "train-00001-of-00003.array_record.json").exists()
-    with pytest.raises(UserError, match="no folder .*/out/train"):
-        load_dataset("imagenet", out)
-    written = {name: (out / name).stat().st_mtime_ns for name in files(out) if name.endswith("array_record")}
-    assert len(written) == 3
-    _, complete = pack(root, out, PackOptions(40), shard_images=5)
-    assert not complete
-    assert files(out) == files(packed)
-    assert written == {name: (out / name).stat().st_mtime_ns for name in written}  # they are not written again
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("after", range(0, 15, 3))
@@ -298,6 +220,27 @@ def test_killed_before_the_end(folder: pathlib.Path, copy: pathlib.Path, packed:
     (copy / "val-00000-of-00001.array_record.json").write_text("{}")
     _, complete = pack(folder, copy, PackOptions(40), shard_images=5)
     assert complete
+    assert files(copy) == files(packed)
+
+
+def test_packings_of_the_version_before(folder: pathlib.Path, copy: pathlib.Path, packed: pathlib.Path) -> None:
+    """It wrote a CRC-32 of each image, too: beside the shards of a part, and into the index."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    index = dict(np.load(copy / "train.index.npz"))
+    np.savez(copy / "train.index.npz", **index, crc32=np.zeros(11, np.uint32))
+    manifest["splits"]["train"]["index_sha256"] = sha256_of(copy / "train.index.npz")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert contents(load_packed("folder", copy).train) == contents(load_packed("folder", packed).train)
+
+    (copy / "manifest.json").unlink()
+    sources = {"options": manifest["options"], "source": manifest["source"], "shards": [5, 10, 13, 3]}
+    (copy / "plan.json").write_text(json.dumps(sources))
+    first = manifest["splits"]["train"]["shards"][0]
+    described = {"bytes": first["bytes"], "sha256": first["sha256"], "crc32": [0] * 5, "skipped": []}
+    (copy / f"{first['file']}.json").write_text(json.dumps(described))
+    written = (copy / first["file"]).stat().st_mtime_ns
+    pack(folder, copy, PackOptions(40), shard_images=5)
+    assert (copy / first["file"]).stat().st_mtime_ns == written
     assert files(copy) == files(packed)
 
 
@@ -352,8 +295,7 @@ def test_nothing_can_be_read(tmp_path: pathlib.Path) -> None:
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_disk_full(tmp_path: pathlib.Path, workers: int) -> None:
+def test_disk_full(tmp_path: pathlib.Path) -> None:
     """A limit on the size of files stands in for the end of the disk."""
     root = write_folder(tmp_path / "in")
     random = np.random.RandomState(0).randint(0, 256, (256, 256, 3)).astype(np.uint8)
@@ -363,7 +305,7 @@ def test_disk_full(tmp_path: pathlib.Path, workers: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # Python ignores the signal, so it is an error
         with pytest.raises(UserError, match=f"^cannot write {shard}: File too large$"):
-            pack(root, tmp_path / "out", PackOptions(format="raw"), workers=workers)
+            pack(root, tmp_path / "out", PackOptions(format="raw"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert shard.name not in files(tmp_path / "out")
@@ -393,17 +335,13 @@ def edit(change: Callable[[dict], object]) -> Callable[[pathlib.Path], None]:
     return damage
 
 
-def reindex(**arrays: np.ndarray) -> Callable[[pathlib.Path], None]:
-    """Write an index with other arrays, and its checksum into the manifest."""
-
-    def damage(folder: pathlib.Path) -> None:
-        with np.load(folder / "train.index.npz") as index:
-            changed = {**index, **arrays}
-        np.savez(folder / "train.index.npz", **changed)
-        checksum = pack_module.sha256_of(folder / "train.index.npz")
-        edit(lambda content: content["splits"]["train"].update(index_sha256=checksum))(folder)
-
-    return damage
+def unpickle(folder: pathlib.Path) -> None:
+    """Write an index that holds an object, and its checksum into the manifest."""
+    with np.load(folder / "train.index.npz") as index:
+        changed = {**index, "blob": np.array([{}], object)}
+    np.savez(folder / "train.index.npz", **changed)
+    checksum = sha256_of(folder / "train.index.npz")
+    edit(lambda content: content["splits"]["train"].update(index_sha256=checksum))(folder)
 
 
 def overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[pathlib.Path], object]:
@@ -415,45 +353,17 @@ def overwrite(name: str, content: Callable[[bytes], bytes]) -> Callable[[pathlib
     [
         (overwrite("manifest.json", lambda _: b"{"), r"{dir}/manifest.json: not a manifest of packed images"),
         (overwrite("manifest.json", lambda _: b"\xff"), r"{dir}/manifest.json: not a manifest of packed images"),
-        (overwrite("manifest.json", lambda _: b"[]"), r"{dir}/manifest.json: not a manifest of packed images"),
-        (edit(lambda m: m.update(format="tar")), r"manifest.json: not a manifest .*its format is 'tar', not 'resnet"),
+        (edit(lambda m: m.update(format="tar")), r"manifest.json: not a manifest .*format .*'resnet_jax packed"),
         (edit(lambda m: m.pop("class_names")), r"{dir}/manifest.json: not a manifest .*class_names"),
-        (edit(lambda m: m["splits"].pop("val")), r"{dir}/manifest.json: not a manifest .*val"),
-        (edit(lambda m: m["splits"]["train"].update(images=12)), r"manifest.json: .*the shards hold 11 images, not 12"),
+        (edit(lambda m: m["splits"].pop("val")), r"{dir}/manifest.json: not a manifest .*splits"),
+        (edit(lambda m: m.update(class_names="ant")), r"{dir}/manifest.json: not a manifest .*class_names"),
         (edit(lambda m: m.update(class_names=["ant"])), r"{dir}/train.index.npz: labels outside the 1 classes"),
-        (lambda folder: (folder / SHARD).unlink(), rf"{{dir}}/{SHARD}: manifest.json lists it, but No such file"),
-        (overwrite(SHARD, lambda old: old[:-1]), rf"{{dir}}/{SHARD}: \d+ bytes, but manifest.json says \d+; copy"),
-        (overwrite(SHARD, lambda old: b""), rf"{{dir}}/{SHARD}: 0 bytes, but manifest.json says"),
+        (lambda folder: (folder / SHARD).unlink(), rf"{{dir}}/{SHARD}: unreadable shard \(No such file"),
+        (overwrite(SHARD, lambda old: old[:-1]), rf"{{dir}}/{SHARD}: unreadable shard \(0 of 4 images are found"),
         (overwrite(SHARD, lambda old: bytes(len(old))), rf"{{dir}}/{SHARD}: unreadable shard \(0 of 4 images"),
-        (overwrite(SHARD, lambda old: b"x" * len(old)), rf"{{dir}}/{SHARD}: unreadable shard \(0 of 4 images"),
-        (
-            edit(lambda m: [m["splits"]["train"]["shards"][i].update(images=n) for i, n in ((0, 6), (1, 3))]),
-            r"{dir}/train-00000-of-00003.array_record: unreadable shard \(5 of 6 images are found in it\)",
-        ),
         (lambda folder: (folder / "val.index.npz").unlink(), r"cannot read {dir}/val.index.npz: No such file"),
         (overwrite("val.index.npz", lambda old: old[:-1]), r"{dir}/val.index.npz: its SHA-256 is not that of manifest"),
-        (reindex(labels=np.zeros(3, np.int32)), r"{dir}/train.index.npz: 3 images, but manifest.json says 11"),
-        (reindex(labels=np.full(11, -1, np.int32)), r"{dir}/train.index.npz: labels outside the 3 classes"),
-        (overwrite("manifest.json", lambda _: b"[" * 100_000), r"manifest.json: not a manifest .*too deeply"),
-        (overwrite("manifest.json", lambda _: b"9" * 5000), r"manifest.json: not a manifest of packed images"),
-        (edit(lambda m: m.update(class_names="ant")), r"{dir}/manifest.json: not a manifest .*is not a list"),
-        (edit(lambda m: m.update(class_names=[1, 2, 3])), r"{dir}/manifest.json: not a manifest .*is not an instance"),
-        (edit(lambda m: m["splits"]["val"].update(index_file="\ud800")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["val"].update(index_file="\0")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m.update(options=[])), r"{dir}/manifest.json: not a manifest .*is not a dict"),
-        (edit(lambda m: m["splits"]["train"].update(images="11")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["train"]["shards"][0].update(bytes="5")), r"{dir}/manifest.json: not a manifest"),
-        (edit(lambda m: m["splits"]["train"]["shards"][0].update(sha256=None)), r"{dir}/manifest.json: not a manifest"),
-        (
-            edit(lambda m: [m["splits"]["train"]["shards"][i].update(images=n) for i, n in ((0, -1), (1, 10))]),
-            r"{dir}/manifest.json: not a manifest .*a number of images below 0",
-        ),
-        (reindex(labels=np.zeros(11)), r"cannot read {dir}/train.index.npz \(labels is float64 \(11,\)\)"),
-        (reindex(crc32=np.zeros((11, 1), np.uint32)), r"cannot read {dir}/train.index.npz \(crc32 is uint32"),
-        (reindex(offsets=np.arange(12) * 10**9), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
-        (reindex(offsets=np.arange(12)[::-1].copy()), r"cannot read {dir}/train.index.npz \(names"),
-        (reindex(offsets=np.zeros(0, np.int64)), r"cannot read {dir}/train.index.npz \(names beyond the end\)"),
-        (reindex(blob=np.array([{}], object)), r"cannot read {dir}/train.index.npz \('blob' is no array of numbers\)"),
+        (unpickle, r"cannot read {dir}/train.index.npz: damaged, .*allow_pickle=False"),
     ],
 )  # fmt: skip
 def test_damaged(copy: pathlib.Path, damage: Callable[[pathlib.Path], object], message: str) -> None:
@@ -475,21 +385,6 @@ def test_a_damaged_image(copy: pathlib.Path) -> None:
         train.read(6)
     assert len(str(caught.value)) < 200
     assert [train.read(index) for index in (0, 5, 7, 10)] == [expected[index][1] for index in (0, 5, 7, 10)]
-
-
-def test_a_shard_of_another_packing(copy: pathlib.Path) -> None:
-    """Of the same size and number of images: only the checksums of the images tell."""
-    records = [encoded(f"other {i}") for i in range(4)]
-    pack_module.write_shard(copy / SHARD, records)
-    assert (copy / SHARD).stat().st_size == json.loads((copy / "manifest.json").read_text())["splits"]["train"][
-        "shards"
-    ][1]["bytes"]
-    with np.load(copy / "train.index.npz") as index:
-        assert index["crc32"][5] != zlib.crc32(records[0])
-    train = load_packed("folder", copy).train
-    with pytest.raises(BrokenImageError, match=f"its checksum is wrong: {SHARD} is damaged or of another packing"):
-        train.read(5)
-    train.read(4)
 
 
 def test_a_shard_that_goes_away(copy: pathlib.Path) -> None:

@@ -1,0 +1,81 @@
+"""Batches that grain's worker processes prepare ahead, while the devices work."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from resnet_jax.data.processes import follow_parent
+from resnet_jax.data.types import HostBatch
+from resnet_jax.errors import CommandError
+from resnet_jax.parallel.devices import cores
+
+_AHEAD = 2  # batches that each worker prepares
+
+
+class Batches:
+    """An iterator over batches; close it, or use it as a context manager, to end the worker processes."""
+
+    def __init__(self, batches: grain.MapDataset, workers: int | None = None):
+        """Begin to compute batches, in order.
+
+        Args:
+          batches: tuples of arrays, as HostBatch has them.
+          workers: processes; None: one a core; 0: threads of this process.
+        """
+        workers = cores() if workers is None else workers
+        if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
+            flags.FLAGS.mark_as_parsed()
+        threads = 1 if workers else cores()
+        elements = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        if workers:
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
+            elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
+        self._iterator: Any = iter(elements)
+        self._iterator.start_prefetch()  # while the caller prepares what it needs
+
+    def __iter__(self) -> Iterator[HostBatch]:
+        return self
+
+    def __next__(self) -> HostBatch:
+        """Return the next batch.
+
+        Raises:
+          CommandError: a worker process was killed, or whatever it raises itself.
+        """
+        try:
+            arrays = next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise CommandError(
+                "a worker process that reads images was killed: memory, or shared memory (/dev/shm; docker run"
+                " --shm-size), may be short; take fewer --data.workers"
+            ) from error
+        # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
+        copies: list[Any] = [np.array(array) for array in arrays]
+        return HostBatch(*copies)
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; a second call does nothing."""
+        if self._iterator is None:
+            return
+        self._iterator.close()
+        self._iterator = None
+        gc.collect()  # grain's iterators are cycles, and hold the last batch in shared memory
+
+
+def _begin_worker(index: int, count: int) -> None:
+    del index, count
+    follow_parent()
