@@ -1,23 +1,18 @@
-"""Files of others run nothing, write nothing outside of their folder, and show nothing but text."""
+"""What README promises under "What to trust": files of others run nothing, and show nothing but text."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import pathlib
 import pickle
-import struct
 import subprocess
 import sys
-import tarfile
 import types
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
 
-import code_scan
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,154 +24,15 @@ from resnet_jax.cli.arguments import run_command
 from resnet_jax.cli.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, RunConfig, to_json
 from resnet_jax.convert.files import read_tensors
-from resnet_jax.data import cifar10, load_dataset
-from resnet_jax.data.array_pickle import load_arrays
+from resnet_jax.data import load_dataset
 from resnet_jax.data.tools.check import check
-from resnet_jax.data.tools.pack import PackOptions, pack
 from resnet_jax.data.tools.statistics import load_statistics
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError, printable
 from resnet_jax.files import atomic_write
-from resnet_jax.models import build_model
-from resnet_jax.optim import build_optimizer
 from resnet_jax.paper.analysis.report import write_report
 from resnet_jax.run.workdir import create_workdir, load_inputs
-from resnet_jax.steps import TrainState
-
-# --- what the code calls
-
-ALLOWED = {
-    # Configuration files are Python, as the README says; it is the user who names one.
-    "resnet_jax/command_line.py": {
-        "importlib.util.spec_from_file_location",
-        "importlib.util.module_from_spec",
-        "~spec.loader.exec_module",
-    },
-    # import_optional(): the packages that an export needs, by names in the code.
-    "resnet_jax/convert/verify.py": {"importlib.import_module"},
-    # The readers that are tried with damaged files: modules of reliability/, by their names.
-    "reliability/fuzz/fuzzer.py": {"importlib.import_module"},
-    "reliability/fuzz/worker.py": {"importlib.import_module"},
-    # The SVG that matplotlib has drawn; its only texts are the names of the axes and of the three curves.
-    "resnet_jax/analysis/report.py": {"markupsafe.Markup"},
-}
-
-
-def test_nothing_in_the_code_runs_files_of_others() -> None:
-    files = [ROOT / "train.py", ROOT / "eval.py"]
-    for folder in ("resnet_jax", "benchmarks", "reliability", "configs"):
-        files += sorted((ROOT / folder).rglob("*.py"))
-    assert len(files) > 100
-    found: dict[str, set[str]] = {}
-    for path in files:
-        name = str(path.relative_to(ROOT))
-        for line, what in code_scan.scan(path.read_text()):
-            print(f"{name}:{line}: {what}")
-            found.setdefault(name, set()).add(what)
-    assert {name: what - ALLOWED.get(name, set()) for name, what in found.items()} == {name: set() for name in found}
-    # No permission outlives its use.
-    ours = {name: what for name, what in ALLOWED.items() if name.startswith("resnet_jax/")}
-    assert {name: what - found.get(name, set()) for name, what in ours.items()} == {name: set() for name in ours}
-
-
-def test_templates_escape_everything() -> None:
-    templates = list((ROOT / "resnet_jax").rglob("*.jinja"))
-    assert templates
-    for path in templates:
-        text = path.read_text()
-        for word in ("|safe", "| safe", "autoescape", "Markup", "href", "<script", "javascript:"):
-            assert word not in text
-        for unquoted in ("={{", "= {{"):  # a space in the value would begin another attribute
-            assert unquoted not in text
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle; pickle.loads(b'')",
-        "import pickle as p",
-        "from pickle import loads",
-        "from pickle import *",
-        "import pickle; use(pickle)",
-        "import pickle\nclass Mine(pickle.Unpickler): pass",
-        "import _pickle",
-        "import cPickle",
-        "import dill",
-        "import cloudpickle",
-        "import shelve",
-        "import marshal",
-        "from joblib import load",
-        "import torch; torch.load('x')",
-        "import torch; torch.load('x', weights_only=False)",
-        "import torch; torch.load('x', weights_only=flag)",
-        "from torch import load as read; read('x')",
-        "import torch; torch.hub.load('x')",
-        "import numpy as np; np.load('x', allow_pickle=True)",
-        "import numpy as np; np.load('x', None, True)",
-        "import numpy as np; np.load('x', allow_pickle=flag)",
-        "import numpy as np; np.load('x', **options)",
-        "from numpy import load; load('x', allow_pickle=True)",
-        "eval('1')",
-        "run = eval",
-        "map(exec, lines)",
-        "compile('1', '', 'eval')",
-        "__import__('os')",
-        "import builtins; builtins.eval('1')",
-        "import importlib; importlib.import_module(name)",
-        "from importlib import import_module",
-        "import importlib.util; importlib.util.spec_from_file_location('x', path)",
-        "loader.exec_module(module)",
-        "import runpy; runpy.run_path('x')",
-        "import yaml; yaml.load(text)",
-        "import yaml; yaml.load(text, Loader=yaml.Loader)",
-        "from yaml import unsafe_load",
-        "import os; os.system('x')",
-        "from os import popen",
-        "import subprocess; subprocess.run('x', shell=True)",
-        "from subprocess import Popen; Popen('x', shell=1)",
-        "import subprocess; subprocess.run('x', **options)",
-        "import subprocess; subprocess.getoutput('x')",
-        "import tarfile; tarfile.open('x').extractall('y')",
-        "archive.extract(member)",
-        "archive.extractall('y', filter='tar')",
-        "archive.extractall('y', filter=chosen)",
-        "import zipfile; zipfile.ZipFile('x').extractall()",
-        "import shutil; shutil.unpack_archive('x')",
-        "import jinja2; jinja2.Environment()",
-        "from jinja2 import Environment; Environment(autoescape=False)",
-        "from jinja2 import Template; Template('x')",
-        "from markupsafe import Markup; Markup(name)",
-        "import tempfile; tempfile.mktemp()",
-        "import urllib.request; urllib.request.urlopen(url)",
-        "import requests; requests.get(url, verify=False)",
-        "def f():\n    if True:\n        return [eval(x) for x in y]",
-    ],
-)
-def test_the_scan_finds(code: str) -> None:
-    assert list(code_scan.scan(code))
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle; pickle.dumps(x)",
-        "code.decode(); imp.x",
-        "import pickle\ntry: pass\nexcept pickle.UnpicklingError: pass",
-        "import pickletools; pickletools.genops(b'')",
-        "import torch; torch.load('x', weights_only=True); torch.compile(f)",
-        "import numpy as np; np.load('x'); np.load('x', allow_pickle=False)",
-        "import re; re.compile('x'); model.eval(); lowered.compile()",
-        "import subprocess; subprocess.run(['x'], check=True)",
-        "import yaml; yaml.safe_load('x')",
-        "archive.extractall('y', filter='data'); archive.extractfile(member)",
-        "from jinja2 import Environment; Environment(autoescape=True)",
-        "import importlib.metadata; importlib.metadata.version('x')",
-        "from importlib.util import find_spec; find_spec('x')",
-    ],
-)
-def test_the_scan_passes(code: str) -> None:
-    assert not list(code_scan.scan(code))
-
+from resnet_jax.training import Trainer
 
 # --- pickles
 
@@ -184,101 +40,45 @@ def test_the_scan_passes(code: str) -> None:
 class Call:
     """Pickles as a call."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any, state: Any = None) -> None:
-        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.reduced = (function, arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.reduced
 
 
-RECONSTRUCT = np.empty(0).__reduce__()[0]
-FORGED = Call(np.dtype, "O8", False, True, state=(3, "|", None, None, None, -1, -1, 0))  # objects, by its flags bytes
-ADDRESSES = Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (2,), FORGED, False, b"ABCDEFGH" * 2))
+@pytest.fixture
+def mark(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A file that an attack makes where it is unpickled."""
+    return tmp_path / "executed"
 
 
-def attacks(mark: pathlib.Path) -> dict[str, bytes]:
-    """Return pickles that make a file `mark`, or crash or occupy the process, where they are unpickled."""
-    touch = Call(os.system, f"touch {mark}")
-    attack = {f"protocol {number}": pickle.dumps({b"data": touch, b"labels": [1]}, number) for number in range(6)}
-    attack["nested"] = pickle.dumps({b"data": np.zeros(3), b"labels": [[{"x": (1, [touch])}]]})
-    attack["key"] = pickle.dumps({(1, touch): 2})
-    attack["inst"] = b"(S'touch " + os.fsencode(mark) + b"'\niposix\nsystem\n."
-    attack["obj"] = b"(cposix\nsystem\nX" + struct.pack("<I", 5 + 1 + len(str(mark))) + f"touch {mark}".encode() + b"o."
-    attack["stack global"] = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R."
-    attack["stack global of no text"] = b"\x80\x04K\x01K\x02\x93."
-    attack["dotted"] = b"\x80\x04\x8c\x05numpy\x8c\x1dlib.npyio.DataSource.__init__\x93."
-    attack["getattr"] = pickle.dumps(Call(getattr, np.ndarray, "tofile"))
-    attack["numpy"] = pickle.dumps(Call(np.load, str(mark), None, True))
-    attack["numpy.memmap"] = pickle.dumps(Call(np.memmap, str(mark), np.uint8, "w+", 0, (9,)))
-    attack["extension"] = b"\x80\x02\x82\x01."
-    attack["persistent"] = b"Pname\n."
-    attack["addresses"] = pickle.dumps({b"data": [[ADDRESSES, ADDRESSES]], b"labels": [1]})
-    attack["objects"] = pickle.dumps({b"data": np.array([touch, None]), b"labels": [1]})
-    # Lists of lists of lists, each ten times the same: 10^40 numbers for numpy. Hashing takes as long for tuples.
-    lists: Any = [1]
-    tuples: Any = (1,)
-    for _ in range(40):
-        lists, tuples = [lists] * 10, (tuples, tuples)
-    attack["lists of lists"] = pickle.dumps({b"data": lists, b"labels": lists})
-    attack["tuples"] = b"\x80\x02}" + pickle.dumps(tuples)[11:-1] + b"K\x01s."
-    attack["endless"] = b"\x80\x02" + b"]" * 3_000_000 + b"."
-    attack["huge"] = pickle.dumps(
-        {b"data": Call(RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1 << 40,), np.dtype("u1"), False, b"x"))}
-    )
-    return attack
+def touch(mark: pathlib.Path) -> Call:
+    return Call(os.system, f"touch {mark}")
 
 
-@pytest.mark.parametrize("name", attacks(pathlib.Path("/mark")))
-def test_hostile_pickles_as_cifar10(name: str, tmp_path: pathlib.Path) -> None:
-    mark = tmp_path / "executed"
-    write(tmp_path, {"data_batch_1": attacks(mark)[name]})
-    with pytest.raises(UserError, match=r"data_batch_1: .*not a pickled CIFAR-10 batch.*cifar-10-python") as caught:
-        load_dataset("cifar10", tmp_path)
+def test_the_attack_works(mark: pathlib.Path) -> None:
+    pickle.loads(pickle.dumps(touch(mark)))
+    assert mark.exists()
+
+
+def test_a_pickle_in_place_of_cifar10(mark: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    write(tmp_path / "data", {name: pickle.dumps({b"data": touch(mark), b"labels": [1]}) for name in names})
+    with pytest.raises(UserError, match="data_batch_1") as caught:
+        load_dataset("cifar10", tmp_path / "data")
     assert "\n" not in str(caught.value)
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        # Either would go on for ever, or fill the memory, where it is not stopped.
-        ("lists of lists", "a list of what are no numbers"),
-        ("endless", "too many instructions"),
-        ("tuples", "a key that is a tuple"),
-        ("addresses", "an array of what are no numbers"),
-    ],
-)
-def test_what_would_not_end_is_told_at_once(name: str, message: str, tmp_path: pathlib.Path) -> None:
-    write(tmp_path, {"data_batch_1": attacks(tmp_path)[name]})
-    with pytest.raises(UserError, match=message):
-        load_dataset("cifar10", tmp_path)
-
-
-@pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_are_read_without_being_unpickled(number: int, order: Any) -> None:
-    arrays = {
-        name: np.asarray(np.random.RandomState(0).randint(0, 200, (3, 4)), dtype, order=order)
-        for name, dtype in {"a": "u1", "b": ">i4", "c": "<f8", "d": "?"}.items()
-    }
-    read = load_arrays(pickle.dumps({**arrays, "text": "é", "list": [1, 2.5, None, True, -(1 << 70), b"\xff"]}, number))
-    assert read.keys() == {*arrays, "text", "list"}
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(read[name], array)
-        assert read[name].dtype == array.dtype
-    assert (read["text"], read["list"]) == ("é", [1, 2.5, None, True, -(1 << 70), b"\xff"])
-
-
-@pytest.mark.parametrize("name", ["protocol 2", "protocol 4", "nested", "objects", "getattr"])
 @pytest.mark.parametrize("form", ["legacy", "zip"])
-def test_hostile_pickles_as_pytorch_files(name: str, form: str, tmp_path: pathlib.Path) -> None:
+def test_a_pickle_in_place_of_pytorch_weights(form: str, mark: pathlib.Path, tmp_path: pathlib.Path) -> None:
     torch = pytest.importorskip("torch", reason="reading PyTorch files needs torch")
-    mark, path = tmp_path / "executed", tmp_path / "weights.pth"
+    path = tmp_path / "weights.pth"
     if form == "legacy":
-        path.write_bytes(attacks(mark)[name])
+        path.write_bytes(pickle.dumps({"conv1.weight": touch(mark)}, 2))
     else:
-        touch = Call(os.system, f"touch {mark}")
-        torch.save({"conv1.weight": torch.zeros(1), "attack": touch}, path)
+        torch.save({"conv1.weight": torch.zeros(1), "attack": touch(mark)}, path)
     with pytest.raises(UserError, match=r"^/.*weights\.pth is (refused|damaged)[^\n]*$"):
         read_tensors(path)
     assert not mark.exists()
@@ -293,172 +93,40 @@ def test_an_old_torch_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.Mon
             read_tensors(tmp_path / "weights.pth")
 
 
-def save_objects(path: pathlib.Path, mark: pathlib.Path, *names: str) -> None:
-    hostile = np.array([Call(os.system, f"touch {mark}")], dtype=object)
-    np.savez(path, **dict.fromkeys(names, hostile))
+def test_pickles_in_place_of_arrays(mark: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def save_objects(path: pathlib.Path, *names: str) -> None:
+        hostile = np.array([touch(mark)], dtype=object)
+        np.savez(path, **dict.fromkeys(names, hostile))  # type: ignore[arg-type]
 
+    run = write(tmp_path / "run", {"inputs.json": b'{"image_shape": [8, 8, 3], "class_names": ["a"]}'})
+    save_objects(run / "preprocessing.npz", "mean", "std")
+    with pytest.raises(UserError, match=r"cannot read .*preprocessing\.npz"):
+        load_inputs(run)
+    (run / "preprocessing.npz").write_bytes(pickle.dumps(touch(mark)))
+    with pytest.raises(UserError, match=r"cannot read .*preprocessing\.npz"):
+        load_inputs(run)
 
-def test_hostile_pickles_as_numpy_files(tmp_path: pathlib.Path) -> None:
-    mark = tmp_path / "executed"
     root = write_folder(tmp_path / "images")
-
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "inputs.json").write_text('{"image_shape": [8, 8, 3], "class_names": ["a"]}')
-    save_objects(run / "preprocessing.npz", mark, "mean", "std")
-    with pytest.raises(UserError, match=r"cannot read .*preprocessing\.npz"):
-        load_inputs(run)
-    (run / "preprocessing.npz").write_bytes(pickle.dumps(Call(os.system, f"touch {mark}")))
-    with pytest.raises(UserError, match=r"cannot read .*preprocessing\.npz"):
-        load_inputs(run)
-
-    save_objects(root / "statistics.npz", mark, "mean", "eigenvalues", "eigenvectors", "images", "broken")
+    save_objects(root / "statistics.npz", "mean", "eigenvalues", "eigenvectors", "images", "broken")
+    dataset: Any = load_dataset("folder", root)
     with pytest.raises(UserError, match=r"cannot read .*statistics\.npz \("):
-        load_statistics(load_dataset("folder", root), root)
-
-    packed = tmp_path / "packed"
-    pack(root, packed, PackOptions())
-    save_objects(packed / "train.index.npz", mark, "blob", "offsets", "labels", "crc32")
-    change_manifest(packed, lambda train: train.update(index_sha256=sha256(packed / "train.index.npz")))
-    with pytest.raises(UserError, match=r"^cannot read .*train\.index\.npz[^\n]*$"):
-        load_dataset("folder", packed)
+        load_statistics(dataset, root)
     assert not mark.exists()
 
 
-def sha256(path: pathlib.Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def change_manifest(packed: pathlib.Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = packed / "manifest.json"
-    content = json.loads(path.read_text())
-    change(content["splits"]["train"])
-    path.write_text(json.dumps(content))
-
-
-# --- archives
-
-BATCHES = [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)]
-BATCHES.append("cifar-10-batches-bin/test_batch.bin")
-Member = tuple[tarfile.TarInfo, bytes]
-
-
-@pytest.fixture
-def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10, "RECORDS_PER_FILE", 2)
-
-
-def member(name: str, content: bytes = bytes(2 * 3073), kind: bytes = tarfile.REGTYPE, **fields: Any) -> Member:
-    info = tarfile.TarInfo(name)
-    info.size, info.type = len(content), kind
-    for field, value in fields.items():
-        setattr(info, field, value)
-    return info, content
-
-
-def tar(members: list[Member], format: int = tarfile.GNU_FORMAT) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=format) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return stream.getvalue()
-
-
-def put_archive(folder: pathlib.Path, content: bytes) -> pathlib.Path:
-    return write(folder, {"cifar-10-binary.tar.gz": gzip.compress(content, 1)})
-
-
-def everything_below(folder: pathlib.Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
-        for path in folder.rglob("*")
-    }
-
-
-def in_header(block: bytes, offset: int, field: bytes) -> bytes:
-    """Return a tar header with another field, and its sum again right."""
-    block = block[:offset] + field + block[offset + len(field) :]
-    total = sum(block[:148]) + 8 * 32 + sum(block[156:512])
-    return block[:148] + b"%06o\0 " % total + block[156:]
-
-
-NEGATIVE = (-512).to_bytes(12, "big", signed=True)
-GOOD = [member(name) for name in BATCHES]
-LONG_NAMES = b"".join(tar([member("././@LongLink", b"x", b"L")])[:1024] for _ in range(3000))
-HOSTILE_ARCHIVES = {
-    "above": (tar([member("../x"), member("../../cifar-10-batches-bin/x"), *GOOD]), None),
-    "absolute": (tar([member("/elsewhere/x"), *GOOD]), None),
-    "a link out, and a file through it": (
-        tar([member("cifar-10-batches-bin", b"", tarfile.SYMTYPE, linkname="../elsewhere"), *GOOD]),
-        None,
-    ),
-    "a link to a file outside": (
-        tar([member(BATCHES[0], b"", tarfile.SYMTYPE, linkname="../elsewhere/kept"), *GOOD[1:]]),
-        "not a regular file",
-    ),
-    "a hard link to outside": (
-        tar([member(BATCHES[0], b"", tarfile.LNKTYPE, linkname="../elsewhere/kept"), *GOOD[1:]]),
-        "not a regular file",
-    ),
-    "a device": (tar([member(BATCHES[0], b"", tarfile.CHRTYPE, devmajor=1, devminor=5), *GOOD[1:]]), "not a regular"),
-    "a pipe": (tar([member(BATCHES[0], b"", tarfile.FIFOTYPE), *GOOD[1:]]), "not a regular file"),
-    "setuid": (tar([member(name, mode=0o6777, uid=0) for name in BATCHES]), None),
-    "twice": (tar([GOOD[0], *GOOD]), r"data_batch_1\.bin\): is in it twice"),
-    "a huge size": (
-        in_header(tar(GOOD[:1])[:512], 124, b"77777777777\0") + bytes(7000),
-        "expected 6,146 bytes, found 8,589,934,591",
-    ),
-    "a size below zero": (
-        in_header(tar([member("x", b"")])[:512], 124, NEGATIVE) + tar(GOOD),
-        "truncated, damaged or no .tar.gz|has no ",
-    ),
-    "an extended header below zero": (
-        in_header(tar([member("x", b"", tarfile.XHDTYPE)])[:512], 124, NEGATIVE) + tar(GOOD),
-        "truncated, damaged or no .tar.gz|has no ",
-    ),
-    "headers of headers of headers": (LONG_NAMES + tar(GOOD), "truncated, damaged or no .tar.gz"),
-    "a million members": (tar([member(str(number), b"") for number in range(300)]), "holds more than 100 files"),
-    "a bomb": (tar([member("x", bytes(3 << 20)), *GOOD]), "unpacks to more than 1,000,000 bytes"),
-    "a bomb in an extended header": (
-        tar([member("x", bytes(3 << 20), tarfile.XHDTYPE), *GOOD]),
-        "unpacks to more than 1,000,000 bytes",
-    ),
-    "a bomb behind the end": (tar(GOOD) + bytes(3 << 20), "unpacks to more than 1,000,000 bytes"),
-    "not all": (tar(GOOD[:5]), "has no cifar-10-batches-bin/test_batch.bin"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE_ARCHIVES)
-@pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("downloaded", [False, True])
-def test_hostile_archives(name: str, downloaded: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = write(tmp_path / "elsewhere", {"kept": bytes(2 * 3073)})
-    content, message = HOSTILE_ARCHIVES[name]
-    monkeypatch.setattr(cifar10, "MAX_UNPACKED_BYTES", 1_000_000)
-    data = tmp_path / "data"
-    if downloaded:
-        data.mkdir()
-        monkeypatch.setattr(cifar10, "fetch", lambda url, path, **_: put_archive(path.parent, content))
-    else:
-        put_archive(data, content)
-    before = everything_below(tmp_path)
-    if message is None:
-        assert not load_dataset("cifar10", data).test.images.any()
-    else:
-        with pytest.raises(UserError, match=message) as caught:
-            load_dataset("cifar10", data)
-        assert "\n" not in str(caught.value)
-    after = everything_below(tmp_path)
-    if downloaded and message is None:
-        made = [after.pop(f"data/{name}") for name in ("cifar-10-batches-bin", *BATCHES)]
-        assert {mode & 0o7000 for mode, _ in made} == {0}
-    assert after == before
-    assert (elsewhere / "kept").read_bytes() == bytes(2 * 3073)
-
-
 # --- what is shown
+
+
+def test_templates_escape_everything() -> None:
+    templates = list((ROOT / "resnet_jax").rglob("*.jinja"))
+    assert templates
+    for path in templates:
+        text = path.read_text()
+        for word in ("|safe", "| safe", "autoescape", "Markup", "href", "<script", "javascript:"):
+            assert word not in text
+        for unquoted in ("={{", "= {{"):  # a space in the value would begin another attribute
+            assert unquoted not in text
+
 
 NASTY = (
     "<script>alert(1)</script>",
@@ -527,9 +195,8 @@ def report_page(workdir: pathlib.Path, names: tuple[str, ...], everywhere: str) 
 
 
 @pytest.mark.parametrize("number", range(len(NASTY)))
-@pytest.mark.parametrize("many", [False, True])
-def test_the_report_shows_names_as_text(number: int, many: bool, tmp_path: pathlib.Path) -> None:
-    nasty = NASTY[number]
+def test_the_report_shows_names_as_text(number: int, tmp_path: pathlib.Path) -> None:
+    nasty, many = NASTY[number], number % 2
     names = (*NASTY, *(f"class {i} {nasty}" for i in range(20 * many)))  # more than 20: another table of confusions
     page = report_page(tmp_path / nasty.replace("/", "\u2215"), names, nasty)
     plain = report_page(tmp_path / "plain", tuple(f"class {i}" for i in range(len(names))), "plain")
@@ -607,18 +274,11 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     names = [f"a{ESCAPE}", "b"]
     for split in ("train", "val"):
         write(folder / "images", {f"{split}/{name}/1.png": encoded(name, 32, 32, format="PNG") for name in names})
-    model_config = ModelConfig(depth=8)
-    config = Config(
-        model=model_config, data=DataConfig(name="folder", dir=str(folder / "images"), mean=(0.5, 0.5, 0.5))
-    )
-    model = build_model(model_config, 2)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype), shapes)
-    optimizer, _ = build_optimizer(config.optim, config.run.steps)
-    params = variables["params"]
-    state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+    data = DataConfig(name="folder", dir=str(folder / "images"), mean=(0.5, 0.5, 0.5), batch_size=2)
+    config = Config(model=ModelConfig(depth=8, bn_group_size=2), data=data)
     inputs = Inputs((32, 32, 3), tuple(names), Preprocessing(np.full(3, 0.5, np.float32), np.ones(3, np.float32)))
-    create_workdir(folder / "run", config, inputs, state)
+    shapes = Trainer(config, inputs, load_dataset("folder", folder / "images")).abstract_state()
+    create_workdir(folder / "run", config, inputs, jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), shapes))
     return folder / "run"
 
 
@@ -636,15 +296,14 @@ MODULES = (
 )
 
 
-def test_nothing_in_a_work_directory_is_run(workdir: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_nothing_in_a_work_directory_is_run(workdir: pathlib.Path, mark: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Python files, pickles, and Python in the strings of the JSON are left alone by every command that reads it."""
-    mark = tmp_path / "executed"
     code = f"open({str(mark)!r}, 'w')"
-    touch = pickle.dumps(Call(os.system, f"touch {mark}"))
+    attack = pickle.dumps(touch(mark))
     saved = workdir / "checkpoints" / "0"
     assert saved.is_dir()
     for folder in (workdir, workdir / "checkpoints", saved, *(path for path in saved.iterdir() if path.is_dir())):
-        write(folder, {f"{name}.py": code.encode() for name in MODULES} | {"state.pkl": touch, "x.pth": code.encode()})
+        write(folder, {f"{name}.py": code.encode() for name in MODULES} | {"state.pkl": attack, "x.pth": code.encode()})
     config = json.loads((workdir / "config.json").read_text())
     python = f"__import__('os').system('touch {mark}')"
     config["run"]["workdir"] = f"$(touch {mark}); `touch {mark}`; {python}"
