@@ -7,7 +7,6 @@ decode, resize the whole image, crop, mirror. Without PyTorch its end-to-end row
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import statistics
@@ -24,14 +23,14 @@ from PIL import Image
 
 from benchmarks.machine import describe
 from resnet_jax.cli.arguments import ArgumentParser, run_command
-from resnet_jax.data.decode import decode, decode_window, open_image
-from resnet_jax.data.types import EncodedImages
-from resnet_jax.data.splits import Subset
-from resnet_jax.data.sources.image_folder import list_train
-from resnet_jax.data.tools.pack import PackOptions, pack
-from resnet_jax.data.sources.packed import load_packed
-from resnet_jax.data.streamed import training_batches
 from resnet_jax.data.augment import scale_window
+from resnet_jax.data.decode import decode, decode_window, open_image
+from resnet_jax.data.sources.image_folder import list_train
+from resnet_jax.data.sources.packed import load_packed
+from resnet_jax.data.splits import Subset
+from resnet_jax.data.streamed import training_batches
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.types import EncodedImages
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import cores
 
@@ -53,10 +52,6 @@ class Row(NamedTuple):
     peer: str
     per_core: list[float]
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.per_core)
-
 
 def main(args: Sequence[str]) -> int:
     """Measure and print a table."""
@@ -66,7 +61,6 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in a batch, end to end (default 32)")
     parser.add_argument("--workers", type=int, help="processes, end to end (default: one a core)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(args)
     for name in ("rounds", "seconds", "batch_size", "workers"):
         value = getattr(options, name)
@@ -75,13 +69,10 @@ def main(args: Sequence[str]) -> int:
     workers = options.workers or cores()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         rows = measure(options.dir, Path(temporary), options.rounds, options.seconds, options.batch_size, workers)
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.input_pipeline", *args]),
-        "machine": describe(),
-        "workers": workers,
-        "rows": [{**row._asdict(), "ratio": _ratio(row, rows)} for row in rows],
-    }
-    print(json.dumps(result) if options.json else to_text(result))
+    machine = describe()
+    print(f"{machine['cores']} cores of {machine['cpu']}; end to end with {workers} worker processes;", end=" ")
+    print(f"Python {machine['python']}; {shlex.join(['python', '-m', 'benchmarks.input_pipeline', *args])}\n")
+    print(to_text(rows))
     return 0
 
 
@@ -218,28 +209,14 @@ def _batches_per_second(begin: Callable[[], Any], seconds: float, workers: int) 
         batches.close()
 
 
-def _ratio(row: Row, rows: list[Row]) -> float | None:
-    """Compare with the plain loader, if that was measured."""
-    peers = [peer for peer in rows if peer.name == row.peer]
-    return row.median / peers[0].median if peers else None
-
-
-def to_text(result: dict[str, Any]) -> str:
-    """Return a Markdown table."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cores']} cores of {machine['cpu']}; end to end with {result['workers']} worker processes;"
-        f" Python {machine['python']}; {result['command']}",
-        "",
-        "| | images/s and core | lowest to highest | to the plain loader |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        low, high = min(row["per_core"]), max(row["per_core"])
-        is_peer = row["name"] == row["peer"]
-        ratio = "" if is_peer or row["ratio"] is None else f"{row['ratio']:.2f}"
-        median = statistics.median(row["per_core"])
-        lines.append(f"| {row['name']} | {median:,.0f} | {low:,.0f} to {high:,.0f} | {ratio} |")
+def to_text(rows: list[Row]) -> str:
+    """Return a Markdown table; ratios where the plain loader was measured, too."""
+    medians = {row.name: statistics.median(row.per_core) for row in rows}
+    lines = ["| | images/s and core | lowest to highest | to the plain loader |", "|---|---|---|---|"]
+    for row in rows:
+        low, high = min(row.per_core), max(row.per_core)
+        ratio = f" {medians[row.name] / medians[row.peer]:.2f}" if row.name != row.peer and row.peer in medians else ""
+        lines.append(f"| {row.name} | {medians[row.name]:,.0f} | {low:,.0f} to {high:,.0f} |{ratio} |")
     return "\n".join(lines)
 
 

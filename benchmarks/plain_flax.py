@@ -1,4 +1,4 @@
-"""The peer "flax": the same networks and step as one writes them first, in the manner of Flax's own examples."""
+"""The peer "plain Flax": the same networks and step as one writes them first, in the manner of Flax's own examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.cases import Case
-from benchmarks.jax_device import peak_device_bytes
-from benchmarks.peer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Prepared
-
-_IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from benchmarks.cases import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case, Prepared
+from benchmarks.ours import peak_device_bytes
 
 
 class Block(nn.Module):
@@ -96,8 +93,7 @@ def build(case: Case) -> nn.Module:
     dtype = jnp.dtype(case.dtype)
     if case.family == "vgg":
         return VGG16(case.num_classes, dtype)
-    blocks = _IMAGENET_BLOCKS[case.depth] if case.family == "imagenet" else ((case.depth - 2) // 6,) * 3
-    return ResNet(blocks, case.family == "imagenet" and case.depth >= 50, case.num_classes, dtype)
+    return ResNet(case.num_blocks, case.family == "imagenet" and case.depth >= 50, case.num_classes, dtype)
 
 
 def prepare(case: Case) -> Prepared:
