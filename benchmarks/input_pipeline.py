@@ -7,6 +7,7 @@ decode, resize the whole image, crop, mirror. Without PyTorch its end-to-end row
 
 from __future__ import annotations
 
+import io
 import random
 import shlex
 import statistics
@@ -23,10 +24,9 @@ from PIL import Image
 
 from benchmarks.machine import describe
 from resnet_jax.cli.arguments import ArgumentParser, run_command
+from resnet_jax.data import load_dataset
 from resnet_jax.data.augment import scale_window
 from resnet_jax.data.decode import decode, decode_window, open_image
-from resnet_jax.data.sources.image_folder import list_train
-from resnet_jax.data.sources.packed import load_packed
 from resnet_jax.data.splits import Subset
 from resnet_jax.data.streamed import training_batches
 from resnet_jax.data.tools.pack import PackOptions, pack
@@ -87,53 +87,48 @@ def measure(source: Path, temporary: Path, rounds: int, seconds: float, batch_si
       batch_size: of the rows end to end.
       workers: processes of the rows end to end; the others are measured in this one.
     """
-    folder, _ = list_train(source)
-    packed = {}
+    folder: Any = load_dataset("folder", source).train
+    packed: dict[str, Any] = {}
     for form in ("jpeg", "raw"):
         pack(source, temporary / form, PackOptions(format=form), workers=workers)
-        packed[form] = load_packed("folder", temporary / form).train
-    single: list[tuple[str, str, Callable[[int], object]]] = [
-        ("plain: decode", "plain: decode", lambda index: np.asarray(_plain_open(folder, index))),
-        ("decode", "plain: decode", lambda index: decode(folder.read(index)[0])),
-        ("plain: decode, resize, crop", "plain: decode, resize, crop", lambda index: plain_view(folder, index)),
-        ("decode + jitter", "plain: decode, resize, crop", _Jitter(folder)),
-        ("packed + jitter", "plain: decode, resize, crop", _Jitter(packed["jpeg"])),
-        ("packed raw + jitter", "plain: decode, resize, crop", _Jitter(packed["raw"])),
+        packed[form] = load_dataset("folder", temporary / form).train
+    opened, viewed, loaded = "plain: decode", "plain: decode, resize, crop", "end to end, plain"
+    single: list[tuple[Row, Callable[[int], object]]] = [
+        (Row(opened, opened, []), lambda index: np.asarray(_plain_open(folder, index))),
+        (Row("decode", opened, []), lambda index: decode(folder.read(index)[0])),
+        (Row(viewed, viewed, []), partial(plain_view, folder)),
+        (Row("decode + jitter", viewed, []), partial(our_view, folder)),
+        (Row("packed + jitter", viewed, []), partial(our_view, packed["jpeg"])),
+        (Row("packed raw + jitter", viewed, []), partial(our_view, packed["raw"])),
     ]
-    rows = [Row(name, peer, []) for name, peer, _ in single]
     # As long as a large set, since an order is drawn faster over many images than over a few.
     long = np.tile(np.arange(len(folder)), -(-_LONG // len(folder)))
     sources = {"folder": folder, "packed": packed["jpeg"], "packed raw": packed["raw"]}
     loaders: list[tuple[Row, Callable[[], Any]]] = []
     if find_spec("torch"):
         plain = partial(_plain_batches, folder, batch_size, workers)
-        loaders.append((Row("end to end, plain", "end to end, plain", []), plain))
+        loaders.append((Row(loaded, loaded, []), plain))
     for name, images in sources.items():
         ours = partial(_our_batches, Subset(images, long), batch_size, workers)
-        loaders.append((Row(f"end to end, {name}", "end to end, plain", []), ours))
+        loaders.append((Row(f"end to end, {name}", loaded, []), ours))
     for _ in range(rounds):
-        for row, (_, _, view) in zip(rows, single, strict=True):
+        for row, view in single:
             row.per_core.append(_images_per_second(view, len(folder), seconds))
         for row, begin in loaders:
             row.per_core.append(_batches_per_second(begin, seconds, workers) * batch_size / workers)
-    return rows + [row for row, _ in loaders]
+    return [row for row, _ in (*single, *loaders)]
 
 
-class _Jitter:
-    """Our training view of an image, in this process."""
-
-    def __init__(self, images: EncodedImages):
-        self._images, self._window = images, scale_window(_SIZE, _SHORTER_SIDE)
-
-    def __call__(self, index: int) -> np.ndarray:
-        rng = np.random.Generator(np.random.Philox(key=np.array([0, index], np.uint64)))
-        image = open_image(self._images.read(index)[0])
-        window, mirrored = self._window(rng, *image.size), rng.random() < 0.5
-        return decode_window(image, window, _SIZE, mirrored=mirrored)
+def our_view(images: EncodedImages, index: int) -> np.ndarray:
+    """Return our training view of an image, in this process."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([0, index], np.uint64)))
+    image = open_image(images.read(index)[0])
+    window, mirrored = scale_window(_SIZE, _SHORTER_SIDE)(rng, *image.size), rng.random() < 0.5
+    return decode_window(image, window, _SIZE, mirrored=mirrored)
 
 
 def _plain_open(images: EncodedImages, index: int) -> Image.Image:
-    with Image.open(images.names.path(images.root, index)) as image:  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(images.read(index)[0])) as image:
         return image.convert("RGB")
 
 
@@ -172,16 +167,9 @@ def _plain_batches(images: EncodedImages, batch_size: int, workers: int) -> Iter
 
 
 def _our_batches(images: EncodedImages, batch_size: int, workers: int) -> Iterator[Any]:
-    with training_batches(
-        images,
-        scale_window(_SIZE, _SHORTER_SIDE),
-        size=_SIZE,
-        flip=True,
-        batch_size=batch_size,
-        seed=0,
-        step=0,
-        workers=workers,
-    ) as batches:
+    window = scale_window(_SIZE, _SHORTER_SIDE)
+    begin = partial(training_batches, images, window, size=_SIZE, flip=True, batch_size=batch_size, seed=0, step=0)
+    with begin(workers=workers) as batches:
         yield from batches
 
 

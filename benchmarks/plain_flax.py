@@ -105,28 +105,8 @@ def prepare(case: Case) -> Prepared:
     for _ in range(case.pool_batches):
         images = rng.standard_normal(shape, np.float32)
         pool.append(jax.device_put((images, rng.integers(0, case.num_classes, case.batch_size, np.int32))))
+    batches = cycle(pool)
     variables = _initialize(network, pool[0][0])
-    train = case.kind == "train"
-    run, compile_seconds = _train(network, variables, pool) if train else _inference(network, variables, pool)
-    settings = {"devices": f"1 {jax.default_backend()}", "steps per dispatch": "1"}
-    return Prepared(run, 1, compile_seconds, peak_device_bytes, settings)
-
-
-def _initialize(network: nn.Module, images: jax.Array) -> Any:
-    """Return random variables: drawn by NumPy, for JAX's initializers take longer to compile than a training step."""
-    rng = np.random.default_rng(1)
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if path[-1].key != "kernel":
-            return jnp.full(leaf.shape, 1.0 if path[-1].key in ("scale", "var") else 0.0)
-        std = (2 / math.prod(leaf.shape[:-1])) ** 0.5  # He initialization
-        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * np.float32(std))
-
-    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def _train(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, float]:
     optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
 
     @partial(jax.jit, donate_argnums=0)
@@ -146,27 +126,34 @@ def _train(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, fl
 
     params = variables["params"]
     state = (jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
+    train = case.kind == "train"
+    forward = jax.jit(partial(network.apply, train=False))
     began = time.perf_counter()
-    compiled = train_step.lower(state, *pool[0]).compile()
+    compiled = (train_step.lower(state, *pool[0]) if train else forward.lower(variables, pool[0][0])).compile()
     compile_seconds = time.perf_counter() - began
-    batches = cycle(pool)
 
-    def run(steps: int) -> None:
+    def run_train(steps: int) -> None:
         nonlocal state
         for images, labels in islice(batches, steps):
             state, _ = compiled(state, images, labels)
         jax.block_until_ready(state)
 
-    return run, compile_seconds
+    def run_inference(steps: int) -> None:
+        jax.block_until_ready([compiled(variables, images) for images, _ in islice(batches, steps)])
+
+    settings = {"devices": f"1 {jax.default_backend()}"}
+    return Prepared(run_train if train else run_inference, 1, compile_seconds, peak_device_bytes, settings)
 
 
-def _inference(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    forward = jax.jit(partial(network.apply, train=False)).lower(variables, pool[0][0]).compile()
-    compile_seconds = time.perf_counter() - began
-    batches = cycle(pool)
+def _initialize(network: nn.Module, images: jax.Array) -> Any:
+    """Return random variables: drawn by NumPy, for JAX's initializers take longer to compile than a training step."""
+    rng = np.random.default_rng(1)
 
-    def run(steps: int) -> None:
-        jax.block_until_ready([forward(variables, images) for images, _ in islice(batches, steps)])
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key != "kernel":
+            return jnp.full(leaf.shape, 1.0 if path[-1].key in ("scale", "var") else 0.0)
+        std = (2 / math.prod(leaf.shape[:-1])) ** 0.5  # He initialization
+        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * np.float32(std))
 
-    return run, compile_seconds
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
