@@ -35,8 +35,7 @@ from resnet_jax.run.workdir import load_config, load_inputs
 from resnet_jax.training import Trainer
 
 ROOT = Path(__file__).parents[1]
-SAVE_EVERY = 10
-STEPS_A_KILL = 20  # more than come between two kills, so that the run lasts to the last one
+SAVE_EVERY = 20
 PATIENCE = 300.0  # seconds
 MOMENTS = ("saving", "training", "saving", "starting")  # and again
 
@@ -59,6 +58,7 @@ class Run(NamedTuple):
 
     workdir: Path
     steps: int
+    save_every: int
     processes: int
 
     @contextlib.contextmanager
@@ -66,12 +66,13 @@ class Run(NamedTuple):
         """Start its processes, each with its output in a file; none is left behind."""
         command = [sys.executable, "train.py", "configs/digits_resnet20.py"]
         command += f"--run.workdir {self.workdir} --run.steps {self.steps} --run.log-every 1".split()
-        command += f"--run.save-every {SAVE_EVERY} --run.eval-every {5 * SAVE_EVERY}".split()
+        command += f"--run.save-every {self.save_every} --run.eval-every {5 * self.save_every}".split()
         command += ["--model.depth", "8", "--model.bn-group-size", "8", "--data.batch-size", "16"]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             hosts = f"--hosts.coordinator 127.0.0.1:{probe.getsockname()[1]} --hosts.processes {self.processes}"
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // self.processes)}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # each start after the first is short
         processes = []
         for number in range(self.processes):
             own = [*hosts.split(), "--hosts.process-id", str(number)] if self.processes > 1 else []
@@ -133,7 +134,7 @@ def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
         if moment == "starting":
             time.sleep(chance.uniform(0.0, 6.0))
         else:
-            begin = before + chance.randrange(SAVE_EVERY // 2, 2 * SAVE_EVERY)
+            begin = before + chance.randrange(run.save_every // 2, 2 * run.save_every)
             wait_until(lambda: run.logged() > begin)
             if moment == "saving":
                 wait_until(lambda: unfinished(run.workdir))
@@ -148,8 +149,8 @@ def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
 
     run.check_went_on(before)
     kill = Kill(moment, bool(unfinished(run.workdir)), run.logged(), run.saved())
-    due = kill.logged - kill.logged % SAVE_EVERY
-    if kill.saved < max(before, due - SAVE_EVERY):
+    due = kill.logged - kill.logged % run.save_every
+    if kill.saved < max(before, due - run.save_every):
         raise Failure(f"killed after step {kill.logged}, and the newest complete checkpoint is of step {kill.saved}")
     return kill
 
@@ -168,15 +169,15 @@ def records(workdir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in changing} for record in kept]
 
 
-def crash(folder: Path, *, kills: int, processes: int, seed: int) -> list[Kill]:
+def crash(folder: Path, *, kills: int, processes: int, seed: int, save_every: int = SAVE_EVERY) -> list[Kill]:
     """Make both runs in a folder and compare them; return the kills.
 
     Raises:
       Failure: something was lost.
     """
     chance = random.Random(seed)
-    steps = kills * STEPS_A_KILL
-    undisturbed, run = (Run(folder / name, steps, processes) for name in ("undisturbed", "killed"))
+    steps = 2 * kills * save_every  # more than come between two kills, so that the run lasts to the last one
+    undisturbed, run = (Run(folder / name, steps, save_every, processes) for name in ("undisturbed", "killed"))
     undisturbed.finish()
     done = []
     for number in range(kills):
@@ -208,8 +209,8 @@ def main() -> int:
     moments = ", ".join(f"{count} {moment}" for moment, count in Counter(kill.moment for kill in done).items())
     print(
         f"{options.kills} kills ({moments}; {sum(kill.half_written for kill in done)} left a half-written checkpoint)"
-        f" in {options.kills * STEPS_A_KILL} steps of {options.processes} process(es), a checkpoint every {SAVE_EVERY}:"
-        f" {time.monotonic() - began:.0f} s\n"
+        f" in {2 * options.kills * SAVE_EVERY} steps of {options.processes} process(es), a checkpoint every"
+        f" {SAVE_EVERY}: {time.monotonic() - began:.0f} s\n"
         f"most steps made again: {max(kill.logged - kill.saved for kill in done)}, and where no checkpoint was being"
         f" written {max((kill.logged - kill.saved for kill in done if not kill.half_written), default=0)};"
         f" the end has the bits of an undisturbed run"
