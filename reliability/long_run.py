@@ -179,7 +179,10 @@ def main() -> int:
     parser.add_argument("--streamed", action="store_true", help="from image files by worker processes, not in memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="long-run-") as temporary:
-        parts = watch(Path(temporary), options.steps, streamed=options.streamed)
+        try:
+            parts = watch(Path(temporary), options.steps, streamed=options.streamed)
+        except RuntimeError as error:
+            parser.exit(2, f"error: {error}\n")
     print(to_table(parts))
     problems = find_growth(parts, Limits())
     print("\n".join(problems) or "nothing grows")
