@@ -1,1 +1,1 @@
-"""Measure speed, compile time and memory side by side with plain Flax and PyTorch: python -m benchmarks."""
+"""Measure training and inference beside plain Flax and PyTorch: python -m benchmarks."""

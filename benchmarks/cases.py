@@ -1,57 +1,45 @@
-"""What is measured: one table, most important first."""
+"""What is measured: one table, most important first; and what a peer is."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-Kind = Literal["train", "inference", "train.py", "start"]
-Dtype = Literal["float32", "bfloat16"]
 Platform = Literal["cpu", "gpu"]
 
-PEERS = {
-    "ours": "ours",
-    "ours-single": "ours, one step a dispatch",
-    "ours-scan": "ours, scan_blocks",
-    "ours-scan-remat": "ours, scan_blocks and remat",
-    "flax": "plain Flax",
-    "torch": "PyTorch",
-    "torch-compile": "torch.compile",
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4  # of all peers; random labels diverge at higher rates
+
+PEERS: dict[str, tuple[str, dict[str, bool]]] = {  # module and options of its prepare(case, **options)
+    "ours": ("benchmarks.ours", {}),
+    "ours, one step a dispatch": ("benchmarks.ours", {"single": True}),
+    "ours, scan_blocks": ("benchmarks.ours", {"scan_blocks": True}),
+    "ours, scan_blocks and remat": ("benchmarks.ours", {"scan_blocks": True, "remat": True}),
+    "plain Flax": ("benchmarks.plain_flax", {}),
+    "PyTorch": ("benchmarks.torch_peer", {}),
+    "torch.compile": ("benchmarks.torch_peer", {"compiled": True}),
 }
-_JAX = ("ours", "flax")
-_EAGER = ("ours", "flax", "torch")
-_ALL = ("ours", "flax", "torch", "torch-compile")
-_OURS = ("ours",)
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """One measurement of several peers.
 
     Attributes:
-      platform: where it belongs to the default set.
+      platform: where it is measured.
       network: a name that create_model takes.
-      kind: "train" and "inference" time steps in workers; "train.py" times the command from end to end on made-up
-        CIFAR-10; "start" times two starts of a training process that share a compilation cache.
+      kind: of step.
       batch_size: images in a step.
       dtype: of the activations.
       peers: who takes part, of PEERS.
-      rounds: at most so many (None: as many as the run has).
-      single_step: one step is all: no warm-up, one round (for the networks that take minutes).
-      roofline: compare the step of ours with the memory bandwidth.
-      timeout: seconds that a worker may take to get ready, or for a round.
+      rounds: at most so many turns of each.
     """
 
     platform: Platform
     network: str
-    kind: Kind
+    kind: Literal["train", "inference"]
     batch_size: int
-    dtype: Dtype
+    dtype: Literal["float32", "bfloat16"]
     peers: tuple[str, ...]
-    rounds: int | None = None
-    single_step: bool = False
-    roofline: bool = False
-    timeout: float = 150.0
+    rounds: int = 3
 
     @property
     def name(self) -> str:
@@ -59,7 +47,7 @@ class Case:
         dtype = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
         return f"{self.network}-{self.kind}-{dtype}-{self.batch_size}"
 
-    # Not by resnet_jax.models.parse_name: every worker imports this, and JAX would count into PyTorch's memory.
+    # Not by resnet_jax.models.parse_name: JAX would count into PyTorch's memory.
     @property
     def depth(self) -> int:
         return int(self.network.removeprefix("resnet").removeprefix("vgg"))
@@ -84,50 +72,63 @@ class Case:
         """How many different batches of random images the peers go through, and an evaluation of ours has."""
         return 16 if self.family == "cifar" else 4
 
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        imagenet = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+        return imagenet[self.depth] if self.family == "imagenet" else ((self.depth - 2) // 6,) * 3
+
+
+class Prepared(NamedTuple):
+    """A peer that is compiled and ready to be timed.
+
+    Attributes:
+      run: run(calls) computes so many calls and returns when the device has done them.
+      steps_per_call: batches in a call.
+      compile_seconds: what comes before the first step can run; None where nothing is compiled.
+      peak_device_bytes: highest use of device memory so far; None on the CPU.
+      settings: what a reader must know, for the report.
+    """
+
+    run: Callable[[int], None]
+    steps_per_call: int
+    compile_seconds: float | None
+    peak_device_bytes: Callable[[], int | None]
+    settings: dict[str, Any]
+
+
+class UnavailableError(Exception):
+    """A peer that cannot take part on this machine; the message is a word or two for the table."""
+
+
+_EAGER = ("ours", "plain Flax", "PyTorch")
+_ALL = (*_EAGER, "torch.compile")
+_SINGLE = ("ours", "ours, one step a dispatch", *_ALL[1:])
+_SCAN = ("ours", "ours, scan_blocks", *_EAGER[1:])
+_DEEPEST = ("ours, scan_blocks and remat",)
 
 CASES = (
-    Case("cpu", "resnet20", "train", 128, "float32", ("ours", "ours-single", "flax", "torch", "torch-compile")),
-    Case("cpu", "resnet20", "inference", 128, "float32", _ALL),
-    Case("cpu", "resnet20", "train.py", 128, "float32", _OURS),
-    Case("cpu", "resnet20", "start", 128, "float32", _OURS),
-    Case("cpu", "resnet110", "train", 128, "float32", ("ours", "ours-scan", "flax", "torch"), rounds=3),
-    Case("cpu", "resnet50", "train", 8, "float32", _EAGER, rounds=3),
-    Case("cpu", "resnet50", "inference", 8, "float32", _EAGER, rounds=3),
-    Case("cpu", "resnet56", "train", 128, "float32", _EAGER, rounds=3),
-    Case("cpu", "resnet20", "train", 128, "bfloat16", _EAGER, rounds=3),
-    Case("cpu", "resnet1202", "train", 128, "float32", ("ours-scan-remat",), single_step=True, timeout=600),
-    Case("cpu", "resnet18", "train", 8, "float32", _EAGER, rounds=3),
-    Case("cpu", "vgg16", "train", 4, "float32", _EAGER, rounds=3),
-    Case("cpu", "resnet152", "train", 4, "float32", _EAGER, rounds=3),
-    Case("gpu", "resnet50", "train", 256, "bfloat16", _ALL, roofline=True),
-    Case("gpu", "resnet20", "train", 128, "bfloat16", ("ours", "ours-single", "flax", "torch", "torch-compile")),
-    Case("gpu", "resnet110", "train", 128, "bfloat16", ("ours", "ours-scan", "flax", "torch")),
-    Case("gpu", "resnet20", "train.py", 128, "float32", _OURS),
-    Case("gpu", "resnet20", "train", 128, "float32", _EAGER),
+    Case("cpu", "resnet20", "train", 128, "float32", _SINGLE, rounds=5),
+    Case("cpu", "resnet20", "inference", 128, "float32", _ALL, rounds=5),
+    Case("cpu", "resnet110", "train", 128, "float32", _SCAN),
+    Case("cpu", "resnet50", "train", 8, "float32", _EAGER),
+    Case("cpu", "resnet50", "inference", 8, "float32", _EAGER),
+    Case("cpu", "resnet56", "train", 128, "float32", _EAGER),
+    Case("cpu", "resnet20", "train", 128, "bfloat16", _EAGER),
+    Case("cpu", "resnet1202", "train", 128, "float32", _DEEPEST, rounds=1),
+    Case("cpu", "resnet18", "train", 8, "float32", _EAGER),
+    Case("cpu", "vgg16", "train", 4, "float32", _EAGER),
+    Case("cpu", "resnet152", "train", 4, "float32", _EAGER),
+    Case("gpu", "resnet50", "train", 256, "bfloat16", _ALL, rounds=5),
+    Case("gpu", "resnet20", "train", 128, "bfloat16", _SINGLE, rounds=5),
+    Case("gpu", "resnet110", "train", 128, "bfloat16", _SCAN, rounds=5),
+    Case("gpu", "resnet20", "train", 128, "float32", _EAGER, rounds=5),
     Case("gpu", "resnet50", "inference", 256, "bfloat16", _EAGER),
     Case("gpu", "resnet20", "inference", 128, "bfloat16", _EAGER),
-    Case("gpu", "resnet50", "train", 128, "float32", _EAGER, rounds=3, roofline=True),
-    Case("gpu", "resnet152", "train", 64, "bfloat16", _EAGER, rounds=3, roofline=True),
-    Case("gpu", "vgg16", "train", 64, "bfloat16", _EAGER, rounds=3, roofline=True),
-    Case("gpu", "resnet18", "train", 256, "bfloat16", _EAGER, rounds=3, roofline=True),
-    Case("gpu", "resnet20", "start", 128, "float32", _OURS),
-    Case("gpu", "resnet56", "train", 128, "bfloat16", _JAX, rounds=3),
-    Case("gpu", "resnet1202", "train", 128, "bfloat16", ("ours-scan-remat",), single_step=True),
+    Case("gpu", "resnet50", "train", 128, "float32", _EAGER),
+    Case("gpu", "resnet152", "train", 64, "bfloat16", _EAGER),
+    Case("gpu", "vgg16", "train", 64, "bfloat16", _EAGER),
+    Case("gpu", "resnet18", "train", 256, "bfloat16", _EAGER),
+    Case("gpu", "resnet56", "train", 128, "bfloat16", _EAGER),
+    Case("gpu", "resnet1202", "train", 128, "bfloat16", _DEEPEST, rounds=1),
 )
-
-
-def select(platform: Platform, names: list[str] | None, peers: list[str] | None) -> list[Case]:
-    """Return the cases of a platform, only those named, only with the peers named.
-
-    Raises:
-      ValueError: there is no such case or peer.
-    """
-    cases = [case for case in CASES if case.platform == platform]
-    for what, given, known in (("case", names, [case.name for case in cases]), ("peer", peers, list(PEERS))):
-        if unknown := [name for name in given or [] if name not in known]:
-            raise ValueError(f"no {what} {unknown[0]!r} on this {platform}; there are {', '.join(known)}")
-    if names is not None:
-        cases = [case for case in cases if case.name in names]
-    if peers is not None:
-        cases = [dataclasses.replace(case, peers=tuple(p for p in case.peers if p in peers)) for case in cases]
-    return [case for case in cases if case.peers]

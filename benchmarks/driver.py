@@ -1,99 +1,138 @@
-"""Measure the peers of a case: all workers alive at once, one at work at a time."""
+"""Measure this package beside plain Flax and PyTorch: all peers of a case alive at once, one at work at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
+import json
+import multiprocessing
+import os
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.process import Worker, WorkerError
+from benchmarks.cases import CASES, PEERS, Case
+from benchmarks.machine import describe
+from benchmarks.report import render
+from benchmarks.worker import Worker
+from resnet_jax.cli.arguments import ArgumentParser
+from resnet_jax.errors import UserError
 
-ROUND_SECONDS = {"cpu": 1.5, "gpu": 0.5}  # of work for a peer in a round
-OUT_OF_TIME = "not run: out of time"
-CUT_SHORT = "cut short: out of time"
+ROOT = Path(__file__).parents[1]
+_MINUTES = {"cpu": 25.0, "gpu": 9.0}
+_SECONDS = {"cpu": 1.5, "gpu": 0.5}  # of a turn
+_OUT_OF_TIME = {"error": "out of time", "ms": []}
 
-
-def seconds_to_measure(case: Case, rounds: int) -> float:
-    """Return how long the rounds of a case may take once its workers are ready, rather too long than too short."""
-    return 2 * ROUND_SECONDS[case.platform] * (rounds + 1) * len(case.peers)
-
-
-class _Contest:
-    """The workers of a case that are still in, and the results of all."""
-
-    def __init__(self, case: Case, deadline: float):
-        self._case, self._deadline = case, deadline
-        self.workers: dict[str, Worker] = {}
-        self.results: dict[str, dict[str, Any]] = {peer: {"status": OUT_OF_TIME, "ms": []} for peer in case.peers}
-
-    def ask(self, peer: str, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and return its reply; see receive."""
-        self.workers[peer].send(do, **arguments)
-        return self.receive(peer, self._deadline)
-
-    def receive(self, peer: str, deadline: float) -> dict[str, Any]:
-        """Return a worker's reply, or {} if there is none: then it is noted why, and the worker is out."""
-        until = min(time.monotonic() + self._case.timeout, deadline)
-        try:
-            return self.workers[peer].receive(until)
-        except WorkerError as error:
-            result = self.results[peer]
-            late = error.status == "timeout" and until == deadline
-            out_of_time = CUT_SHORT if result["ms"] else OUT_OF_TIME
-            result |= {"status": out_of_time if late else error.status, "detail": error.detail}
-            self.workers.pop(peer).close()
-            return {}
+# Of the peers' processes: one GPU, which several share, and nothing compiled before.
+_ENVIRONMENT = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+}
 
 
-def run_case(
-    case: Case, *, rounds: int, deadline: float, logs: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
-    """Measure every peer of a case in turn, round by round.
+def main(args: Sequence[str]) -> int:
+    """Measure, and write bench.json and bench.md after each case."""
+    began = time.monotonic()
+    parser = ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, help="for everything (default 25 on a CPU, 9 on a GPU)")
+    parser.add_argument("--only", help="names of cases or peers, separated by commas; by default all of the platform")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each peer, at most (default 5)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder for the results")
+    options = parser.parse_args(args)
+    for name in ("minutes", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0; got {value:g}")
+    try:
+        (options.out / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {options.out}: {error.strerror}; choose another --out") from error
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    os.environ.update(_ENVIRONMENT, CUDA_VISIBLE_DEVICES=gpu)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # so that no device stays held
+        machine = pool.submit(describe).result()
+    cases = select([case for case in CASES if case.platform == machine["platform"]], options.only)
+    run: dict[str, Any] = {
+        "machine": machine,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks", *args]),
+        "seconds": _SECONDS[machine["platform"]],
+        "cases": [{"case": case._asdict(), "peers": dict.fromkeys(case.peers, _OUT_OF_TIME)} for case in cases],
+    }
+    until = began + 60 * (options.minutes or _MINUTES[machine["platform"]])
+    for case, entry in zip(cases, run["cases"], strict=True):
+        if time.monotonic() < until:
+            _say(f"{case.name} ({(time.monotonic() - began) / 60:.1f} minutes)")
+            rounds = min(options.rounds, case.rounds)
+            entry["peers"] = measure(case, rounds, run["seconds"], until, options.out / "logs")
+        (options.out / "bench.json").write_text(json.dumps(run, indent=2) + "\n")
+        (options.out / "bench.md").write_text(render(run))
+    print(render(run))
+    return 0
+
+
+def select(cases: Sequence[Case], only: str | None) -> list[Case]:
+    """Return the cases named in `only`, with the peers named there; all if none is named.
+
+    Raises:
+      UserError: there is no such case or peer.
+    """
+    names = [name.strip() for name in only.split(",")] if only else []
+    by_name = {case.name: case for case in cases}
+    for name in names:
+        if name not in by_name and name not in PEERS:
+            raise UserError(f"--only {name}: no such case or peer; there are {', '.join([*by_name, *PEERS])}")
+    peers = [name for name in names if name in PEERS] or list(PEERS)
+    chosen = [by_name[name] for name in names if name in by_name] or cases
+    limited = [case._replace(peers=tuple(peer for peer in case.peers if peer in peers)) for case in chosen]
+    return [case for case in limited if case.peers]
+
+
+def measure(case: Case, rounds: int, seconds: float, until: float, logs: Path) -> dict[str, dict[str, Any]]:
+    """Measure the peers of a case in turns.
 
     Args:
       case: what to measure.
-      rounds: how often every peer has its turn, at most.
-      deadline: of time.monotonic(); what is not done by then is given up.
-      logs: folder for what the workers print.
-      say: takes a line on the progress.
+      rounds: turns of each peer.
+      seconds: of a turn, about.
+      until: when to give up what is not done, of time.monotonic().
+      logs: folder for what libraries print.
 
     Returns:
-      By peer: "status" ("ok", or why it is not complete), "detail", "ms" (per step, of each round), and as far as it
-      came "steps" (of a round), "compile_seconds", "settings", "peak_host_bytes", "peak_device_bytes", "roofline".
+      By peer: "ms" (of a step, in each round); as far as it came, "steps" of a round, "peak_bytes", "compile_seconds",
+      "settings"; and "error", a word or two, if it did not come to the end.
     """
-    rounds = 1 if case.single_step else min(rounds, case.rounds or rounds)
-    contest = _Contest(case, deadline)
-    workers, results = contest.workers, contest.results
+    results: dict[str, dict[str, Any]] = {peer: {"ms": []} for peer in case.peers}
     with contextlib.ExitStack() as stack:
-        # So early that the others can still be measured where one takes long.
-        ready_by = deadline - seconds_to_measure(case, rounds)
-        for peer in case.peers:
-            workers[peer] = stack.enter_context(Worker(case, peer, log=logs / f"{case.name}.{peer}.log"))
-            workers[peer].send("prepare")
-            if case.platform == "cpu":  # else they compile at the same time: hosts of GPUs have many cores
-                results[peer] |= contest.receive(peer, ready_by)
-        for peer in list(workers) if case.platform == "gpu" else ():
-            results[peer] |= contest.receive(peer, ready_by)
-        say(f"  ready: {', '.join(workers) or 'nobody'}")
+        workers: dict[str, Worker] = {}
 
-        for peer in list(workers):
-            seconds = ROUND_SECONDS[case.platform]
-            results[peer] |= {"calls": 1} if case.single_step else contest.ask(peer, "calibrate", seconds=seconds)
+        def take_reply(peer: str) -> None:
+            reply = workers[peer].reply(until)
+            results[peer]["ms"] += [reply.pop("ms")] if "ms" in reply else []
+            results[peer].update(reply)
+            if "error" in reply:
+                workers.pop(peer).close()
+
+        for peer in case.peers:
+            workers[peer] = Worker(case, peer, seconds, logs / f"{case.name}.{peer}.log")
+            stack.callback(workers[peer].close)
+            if case.platform == "cpu":  # else they get ready at the same time: hosts of GPUs have many cores
+                take_reply(peer)
+        for peer in list(workers) if case.platform == "gpu" else ():
+            take_reply(peer)
         for number in range(1, rounds + 1):
             for peer in list(workers):
-                if reply := contest.ask(peer, "time", calls=results[peer]["calls"]):
-                    results[peer]["steps"] = reply["steps"]
-                    results[peer]["ms"].append(1000 * reply["seconds"] / reply["steps"])
-            figures = (f"{peer} {results[peer]['ms'][-1]:.4g}" for peer in workers)
-            say(f"  round {number}, ms a step: {', '.join(figures)}")
-        for peer in list(workers):
-            if reply := contest.ask(peer, "finish"):
-                results[peer] |= {"status": "ok", **reply}
-        for peer in set(workers) - {"ours"}:  # which hold memory
-            workers.pop(peer).close()
-        if case.roofline and "ours" in workers:
-            results["ours"]["roofline"] = contest.ask("ours", "roofline")
+                workers[peer].ask()
+                take_reply(peer)
+            ms = (f"{peer} {results[peer]['ms'][-1]:.4g}" for peer in workers)
+            _say(f"  round {number}, ms a step: {', '.join(ms) or 'nobody is left'}")
     return results
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ decode, resize the whole image, crop, mirror. Without PyTorch its end-to-end row
 
 from __future__ import annotations
 
-import json
+import io
 import random
 import shlex
 import statistics
@@ -24,14 +24,13 @@ from PIL import Image
 
 from benchmarks.machine import describe
 from resnet_jax.cli.arguments import ArgumentParser, run_command
-from resnet_jax.data.decode import decode, decode_window, open_image
-from resnet_jax.data.types import EncodedImages
-from resnet_jax.data.splits import Subset
-from resnet_jax.data.sources.image_folder import list_train
-from resnet_jax.data.tools.pack import PackOptions, pack
-from resnet_jax.data.sources.packed import load_packed
-from resnet_jax.data.streamed import training_batches
+from resnet_jax.data import load_dataset
 from resnet_jax.data.augment import scale_window
+from resnet_jax.data.decode import decode, decode_window, open_image
+from resnet_jax.data.splits import Subset
+from resnet_jax.data.streamed import training_batches
+from resnet_jax.data.tools.pack import PackOptions, pack
+from resnet_jax.data.types import EncodedImages
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import cores
 
@@ -53,10 +52,6 @@ class Row(NamedTuple):
     peer: str
     per_core: list[float]
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.per_core)
-
 
 def main(args: Sequence[str]) -> int:
     """Measure and print a table."""
@@ -66,7 +61,6 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
     parser.add_argument("--batch-size", type=int, default=32, help="images in a batch, end to end (default 32)")
     parser.add_argument("--workers", type=int, help="processes, end to end (default: one a core)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(args)
     for name in ("rounds", "seconds", "batch_size", "workers"):
         value = getattr(options, name)
@@ -75,13 +69,10 @@ def main(args: Sequence[str]) -> int:
     workers = options.workers or cores()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         rows = measure(options.dir, Path(temporary), options.rounds, options.seconds, options.batch_size, workers)
-    result = {
-        "command": shlex.join(["python", "-m", "benchmarks.input_pipeline", *args]),
-        "machine": describe(),
-        "workers": workers,
-        "rows": [{**row._asdict(), "ratio": _ratio(row, rows)} for row in rows],
-    }
-    print(json.dumps(result) if options.json else to_text(result))
+    machine = describe()
+    print(f"{machine['cores']} cores of {machine['cpu']}; end to end with {workers} worker processes;", end=" ")
+    print(f"Python {machine['python']}; {shlex.join(['python', '-m', 'benchmarks.input_pipeline', *args])}\n")
+    print(to_text(rows))
     return 0
 
 
@@ -96,53 +87,48 @@ def measure(source: Path, temporary: Path, rounds: int, seconds: float, batch_si
       batch_size: of the rows end to end.
       workers: processes of the rows end to end; the others are measured in this one.
     """
-    folder, _ = list_train(source)
-    packed = {}
+    folder: Any = load_dataset("folder", source).train
+    packed: dict[str, Any] = {}
     for form in ("jpeg", "raw"):
         pack(source, temporary / form, PackOptions(format=form), workers=workers)
-        packed[form] = load_packed("folder", temporary / form).train
-    single: list[tuple[str, str, Callable[[int], object]]] = [
-        ("plain: decode", "plain: decode", lambda index: np.asarray(_plain_open(folder, index))),
-        ("decode", "plain: decode", lambda index: decode(folder.read(index)[0])),
-        ("plain: decode, resize, crop", "plain: decode, resize, crop", lambda index: plain_view(folder, index)),
-        ("decode + jitter", "plain: decode, resize, crop", _Jitter(folder)),
-        ("packed + jitter", "plain: decode, resize, crop", _Jitter(packed["jpeg"])),
-        ("packed raw + jitter", "plain: decode, resize, crop", _Jitter(packed["raw"])),
+        packed[form] = load_dataset("folder", temporary / form).train
+    opened, viewed, loaded = "plain: decode", "plain: decode, resize, crop", "end to end, plain"
+    single: list[tuple[Row, Callable[[int], object]]] = [
+        (Row(opened, opened, []), lambda index: np.asarray(_plain_open(folder, index))),
+        (Row("decode", opened, []), lambda index: decode(folder.read(index)[0])),
+        (Row(viewed, viewed, []), partial(plain_view, folder)),
+        (Row("decode + jitter", viewed, []), partial(our_view, folder)),
+        (Row("packed + jitter", viewed, []), partial(our_view, packed["jpeg"])),
+        (Row("packed raw + jitter", viewed, []), partial(our_view, packed["raw"])),
     ]
-    rows = [Row(name, peer, []) for name, peer, _ in single]
     # As long as a large set, since an order is drawn faster over many images than over a few.
     long = np.tile(np.arange(len(folder)), -(-_LONG // len(folder)))
     sources = {"folder": folder, "packed": packed["jpeg"], "packed raw": packed["raw"]}
     loaders: list[tuple[Row, Callable[[], Any]]] = []
     if find_spec("torch"):
         plain = partial(_plain_batches, folder, batch_size, workers)
-        loaders.append((Row("end to end, plain", "end to end, plain", []), plain))
+        loaders.append((Row(loaded, loaded, []), plain))
     for name, images in sources.items():
         ours = partial(_our_batches, Subset(images, long), batch_size, workers)
-        loaders.append((Row(f"end to end, {name}", "end to end, plain", []), ours))
+        loaders.append((Row(f"end to end, {name}", loaded, []), ours))
     for _ in range(rounds):
-        for row, (_, _, view) in zip(rows, single, strict=True):
+        for row, view in single:
             row.per_core.append(_images_per_second(view, len(folder), seconds))
         for row, begin in loaders:
             row.per_core.append(_batches_per_second(begin, seconds, workers) * batch_size / workers)
-    return rows + [row for row, _ in loaders]
+    return [row for row, _ in (*single, *loaders)]
 
 
-class _Jitter:
-    """Our training view of an image, in this process."""
-
-    def __init__(self, images: EncodedImages):
-        self._images, self._window = images, scale_window(_SIZE, _SHORTER_SIDE)
-
-    def __call__(self, index: int) -> np.ndarray:
-        rng = np.random.Generator(np.random.Philox(key=np.array([0, index], np.uint64)))
-        image = open_image(self._images.read(index)[0])
-        window, mirrored = self._window(rng, *image.size), rng.random() < 0.5
-        return decode_window(image, window, _SIZE, mirrored=mirrored)
+def our_view(images: EncodedImages, index: int) -> np.ndarray:
+    """Return our training view of an image, in this process."""
+    rng = np.random.Generator(np.random.Philox(key=np.array([0, index], np.uint64)))
+    image = open_image(images.read(index)[0])
+    window, mirrored = scale_window(_SIZE, _SHORTER_SIDE)(rng, *image.size), rng.random() < 0.5
+    return decode_window(image, window, _SIZE, mirrored=mirrored)
 
 
 def _plain_open(images: EncodedImages, index: int) -> Image.Image:
-    with Image.open(images.names.path(images.root, index)) as image:  # type: ignore[attr-defined]
+    with Image.open(io.BytesIO(images.read(index)[0])) as image:
         return image.convert("RGB")
 
 
@@ -181,16 +167,9 @@ def _plain_batches(images: EncodedImages, batch_size: int, workers: int) -> Iter
 
 
 def _our_batches(images: EncodedImages, batch_size: int, workers: int) -> Iterator[Any]:
-    with training_batches(
-        images,
-        scale_window(_SIZE, _SHORTER_SIDE),
-        size=_SIZE,
-        flip=True,
-        batch_size=batch_size,
-        seed=0,
-        step=0,
-        workers=workers,
-    ) as batches:
+    window = scale_window(_SIZE, _SHORTER_SIDE)
+    begin = partial(training_batches, images, window, size=_SIZE, flip=True, batch_size=batch_size, seed=0, step=0)
+    with begin(workers=workers) as batches:
         yield from batches
 
 
@@ -218,28 +197,14 @@ def _batches_per_second(begin: Callable[[], Any], seconds: float, workers: int) 
         batches.close()
 
 
-def _ratio(row: Row, rows: list[Row]) -> float | None:
-    """Compare with the plain loader, if that was measured."""
-    peers = [peer for peer in rows if peer.name == row.peer]
-    return row.median / peers[0].median if peers else None
-
-
-def to_text(result: dict[str, Any]) -> str:
-    """Return a Markdown table."""
-    machine = result["machine"]
-    lines = [
-        f"{machine['cores']} cores of {machine['cpu']}; end to end with {result['workers']} worker processes;"
-        f" Python {machine['python']}; {result['command']}",
-        "",
-        "| | images/s and core | lowest to highest | to the plain loader |",
-        "|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        low, high = min(row["per_core"]), max(row["per_core"])
-        is_peer = row["name"] == row["peer"]
-        ratio = "" if is_peer or row["ratio"] is None else f"{row['ratio']:.2f}"
-        median = statistics.median(row["per_core"])
-        lines.append(f"| {row['name']} | {median:,.0f} | {low:,.0f} to {high:,.0f} | {ratio} |")
+def to_text(rows: list[Row]) -> str:
+    """Return a Markdown table; ratios where the plain loader was measured, too."""
+    medians = {row.name: statistics.median(row.per_core) for row in rows}
+    lines = ["| | images/s and core | lowest to highest | to the plain loader |", "|---|---|---|---|"]
+    for row in rows:
+        low, high = min(row.per_core), max(row.per_core)
+        ratio = f" {medians[row.name] / medians[row.peer]:.2f}" if row.name != row.peer and row.peer in medians else ""
+        lines.append(f"| {row.name} | {medians[row.name]:,.0f} | {low:,.0f} to {high:,.0f} |{ratio} |")
     return "\n".join(lines)
 
 

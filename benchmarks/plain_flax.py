@@ -1,4 +1,4 @@
-"""The peer "flax": the same networks and step as one writes them first, in the manner of Flax's own examples."""
+"""The peer "plain Flax": the same networks and step as one writes them first, in the manner of Flax's own examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.cases import Case
-from benchmarks.jax_device import peak_device_bytes
-from benchmarks.peer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Prepared
-
-_IMAGENET_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from benchmarks.cases import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case, Prepared
+from benchmarks.ours import peak_device_bytes
 
 
 class Block(nn.Module):
@@ -96,8 +93,7 @@ def build(case: Case) -> nn.Module:
     dtype = jnp.dtype(case.dtype)
     if case.family == "vgg":
         return VGG16(case.num_classes, dtype)
-    blocks = _IMAGENET_BLOCKS[case.depth] if case.family == "imagenet" else ((case.depth - 2) // 6,) * 3
-    return ResNet(blocks, case.family == "imagenet" and case.depth >= 50, case.num_classes, dtype)
+    return ResNet(case.num_blocks, case.family == "imagenet" and case.depth >= 50, case.num_classes, dtype)
 
 
 def prepare(case: Case) -> Prepared:
@@ -109,28 +105,8 @@ def prepare(case: Case) -> Prepared:
     for _ in range(case.pool_batches):
         images = rng.standard_normal(shape, np.float32)
         pool.append(jax.device_put((images, rng.integers(0, case.num_classes, case.batch_size, np.int32))))
+    batches = cycle(pool)
     variables = _initialize(network, pool[0][0])
-    train = case.kind == "train"
-    run, compile_seconds = _train(network, variables, pool) if train else _inference(network, variables, pool)
-    settings = {"devices": f"1 {jax.default_backend()}", "steps per dispatch": "1"}
-    return Prepared(run, 1, compile_seconds, peak_device_bytes, settings)
-
-
-def _initialize(network: nn.Module, images: jax.Array) -> Any:
-    """Return random variables: drawn by NumPy, for JAX's initializers take longer to compile than a training step."""
-    rng = np.random.default_rng(1)
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        if path[-1].key != "kernel":
-            return jnp.full(leaf.shape, 1.0 if path[-1].key in ("scale", "var") else 0.0)
-        std = (2 / math.prod(leaf.shape[:-1])) ** 0.5  # He initialization
-        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * np.float32(std))
-
-    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def _train(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, float]:
     optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, momentum=MOMENTUM))
 
     @partial(jax.jit, donate_argnums=0)
@@ -150,27 +126,34 @@ def _train(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, fl
 
     params = variables["params"]
     state = (jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
+    train = case.kind == "train"
+    forward = jax.jit(partial(network.apply, train=False))
     began = time.perf_counter()
-    compiled = train_step.lower(state, *pool[0]).compile()
+    compiled = (train_step.lower(state, *pool[0]) if train else forward.lower(variables, pool[0][0])).compile()
     compile_seconds = time.perf_counter() - began
-    batches = cycle(pool)
 
-    def run(steps: int) -> None:
+    def run_train(steps: int) -> None:
         nonlocal state
         for images, labels in islice(batches, steps):
             state, _ = compiled(state, images, labels)
         jax.block_until_ready(state)
 
-    return run, compile_seconds
+    def run_inference(steps: int) -> None:
+        jax.block_until_ready([compiled(variables, images) for images, _ in islice(batches, steps)])
+
+    settings = {"devices": f"1 {jax.default_backend()}"}
+    return Prepared(run_train if train else run_inference, 1, compile_seconds, peak_device_bytes, settings)
 
 
-def _inference(network: nn.Module, variables: Any, pool: list[Any]) -> tuple[Any, float]:
-    began = time.perf_counter()
-    forward = jax.jit(partial(network.apply, train=False)).lower(variables, pool[0][0]).compile()
-    compile_seconds = time.perf_counter() - began
-    batches = cycle(pool)
+def _initialize(network: nn.Module, images: jax.Array) -> Any:
+    """Return random variables: drawn by NumPy, for JAX's initializers take longer to compile than a training step."""
+    rng = np.random.default_rng(1)
 
-    def run(steps: int) -> None:
-        jax.block_until_ready([forward(variables, images) for images, _ in islice(batches, steps)])
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key != "kernel":
+            return jnp.full(leaf.shape, 1.0 if path[-1].key in ("scale", "var") else 0.0)
+        std = (2 / math.prod(leaf.shape[:-1])) ** 0.5  # He initialization
+        return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) * np.float32(std))
 
-    return run, compile_seconds
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
+    return jax.tree_util.tree_map_with_path(draw, shapes)

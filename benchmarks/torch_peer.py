@@ -1,4 +1,4 @@
-"""The peers "torch" and "torch-compile": channels_last, SGD, cross-entropy, autocast for bfloat16."""
+"""The peers "PyTorch" and "torch.compile": the networks written plainly; channels_last, autocast for bfloat16."""
 
 from __future__ import annotations
 
@@ -7,11 +7,104 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks import torch_networks
-from benchmarks.cases import Case
-from benchmarks.peer import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Prepared, UnavailableError
+from benchmarks.cases import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Case, Prepared, UnavailableError
+
+
+def _conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class ZeroChannels(nn.Module):
+    """Option A: every second pixel, and zeros for the new channels."""
+
+    def __init__(self, new_channels: int, stride: int):
+        super().__init__()
+        self.new_channels, self.stride = new_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, or a bottleneck whose first 1x1 subsamples."""
+
+    def __init__(self, inputs: int, filters: int, stride: int, *, bottleneck: bool, projection: bool):
+        super().__init__()
+        outputs = 4 * filters if bottleneck else filters
+        if bottleneck:
+            convs = [_conv_bn(inputs, filters, 1, stride), _conv_bn(filters, filters, 3), _conv_bn(filters, outputs, 1)]
+        else:
+            convs = [_conv_bn(inputs, filters, 3, stride), _conv_bn(filters, filters, 3)]
+        self.convs = nn.ModuleList(convs)
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs or stride != 1:
+            grow = _conv_bn(inputs, outputs, 1, stride) if projection else ZeroChannels(outputs - inputs, stride)
+            self.shortcut = grow
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for conv in self.convs[:-1]:
+            y = functional.relu(conv(y), inplace=True)
+        return functional.relu(self.convs[-1](y) + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """CIFAR (three stages, option A) or ImageNet (four stages, option B)."""
+
+    def __init__(self, blocks: tuple[int, ...], *, bottleneck: bool, num_classes: int):
+        super().__init__()
+        imagenet = len(blocks) == 4
+        filters = 64 if imagenet else 16
+        stem = _conv_bn(3, filters, 7, 2) if imagenet else _conv_bn(3, filters, 3)
+        layers: list[nn.Module] = [stem, nn.ReLU(inplace=True)]
+        if imagenet:
+            layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
+        inputs = filters
+        for stage, count in enumerate(blocks):
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                layers.append(Block(inputs, filters, stride, bottleneck=bottleneck, projection=imagenet))
+                inputs = 4 * filters if bottleneck else filters
+            filters *= 2
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+class VGG16(nn.Module):
+    """Configuration D."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for filters, convs in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(convs):
+                layers += [nn.Conv2d(inputs, filters, 3, padding=1), nn.ReLU(inplace=True)]
+                inputs = filters
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        hidden: list[nn.Module] = []
+        for width in (7 * 7 * 512, 4096):
+            hidden += [nn.Linear(width, 4096), nn.ReLU(inplace=True), nn.Dropout(0.5)]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(4096, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.features(x), 1))
+
+
+def build(case: Case) -> nn.Module:
+    """Return the network of a case."""
+    if case.family == "vgg":
+        return VGG16(case.num_classes)
+    bottleneck = case.family == "imagenet" and case.depth >= 50
+    return ResNet(case.num_blocks, bottleneck=bottleneck, num_classes=case.num_classes)
 
 
 def prepare(case: Case, *, compiled: bool = False) -> Prepared:
@@ -35,7 +128,7 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
         for _ in range(case.pool_batches)
     ]
     train = case.kind == "train"
-    network: Any = torch_networks.build(case.network, case.num_classes)
+    network: Any = build(case)
     network.train(train).to(device=device, memory_format=torch.channels_last)
     forward = torch.compile(network) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -66,14 +159,9 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
         began = time.perf_counter()
         run(1)
         compile_seconds = time.perf_counter() - began
-    settings = {
-        "memory format": "channels_last",
-        "autocast": "bfloat16" if case.dtype == "bfloat16" else "off",
-        "threads": str(torch.get_num_threads()),
-    }
+    settings: dict[str, Any] = {"threads": torch.get_num_threads()}
     if on_gpu:
-        settings["TF32 convolutions"] = str(torch.backends.cudnn.allow_tf32)
-        settings["TF32 matrix products"] = str(torch.backends.cuda.matmul.allow_tf32)
-        settings["cudnn.benchmark"] = "True"
+        settings = {"TF32 convolutions": torch.backends.cudnn.allow_tf32}
+        settings |= {"TF32 matrix products": torch.backends.cuda.matmul.allow_tf32, "cudnn.benchmark": True}
     peak = torch.cuda.max_memory_allocated if on_gpu else lambda: None
     return Prepared(run, 1, compile_seconds, peak, settings)

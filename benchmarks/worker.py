@@ -1,122 +1,119 @@
-"""A process that measures one peer of one case; it answers JSON lines with JSON lines.
-
-    {"do": "prepare"}                   -> {"compile_seconds": 3.2, "settings": {...}}
-    {"do": "calibrate", "seconds": 1.5} -> {"calls": 40}
-    {"do": "time", "calls": 40}         -> {"seconds": 1.52, "steps": 40}
-    {"do": "finish"}                    -> {"peak_host_bytes": ..., "peak_device_bytes": ...}
-    {"do": "roofline"}                  -> see roofline.measure
-
-A reply {"error": "a word or two", "detail": "..."} means that it failed.
-"""
+"""A process that measures one peer of one case: it gets ready, says so, and then takes a turn whenever it is asked."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import contextlib
+import importlib
+import multiprocessing
 import os
-import sys
+import signal
 import time
 import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.peer import Prepared, UnavailableError, peak_host_bytes
+from benchmarks.cases import PEERS, Case, Prepared, UnavailableError
 
-_OURS: dict[str, dict[str, bool]] = {
-    "ours": {},
-    "ours-single": {"single": True},
-    "ours-scan": {"scan_blocks": True},
-    "ours-scan-remat": {"scan_blocks": True, "remat": True},
-}
+Reply = dict[str, Any]
 
 
-def prepare(case: Case, peer: str) -> Prepared:
-    """Import the peer's library and prepare it.
+class Worker:
+    """The process, from outside."""
 
-    Raises:
-      UnavailableError: it is not installed, or has no GPU where the case wants one.
-    """
-    if peer in _OURS:
-        from benchmarks import ours
+    def __init__(self, case: Case, peer: str, seconds: float, log: Path):
+        """Start it; the first reply is there when it is ready.
 
-        return ours.prepare(case, **_OURS[peer])
-    if peer == "flax":
-        from benchmarks import plain_flax
+        Args:
+          case, peer: what it measures.
+          seconds: of a turn, about.
+          log: file for what libraries print.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, case, peer, seconds, log))
+        self.process.start()
+        theirs.close()
 
-        return plain_flax.prepare(case)
-    if importlib.util.find_spec("torch") is None:
-        raise UnavailableError("not installed")
-    from benchmarks import torch_peer
+    def ask(self) -> None:
+        """Let it take a turn."""
+        with contextlib.suppress(BrokenPipeError):  # reply() tells why
+            self._connection.send(True)
 
-    return torch_peer.prepare(case, compiled=peer == "torch-compile")
+    def reply(self, until: float) -> Reply:
+        """Return its reply, or {"error": "a word or two"} if it failed, died or was not ready by time.monotonic()."""
+        if not self._connection.poll(max(0.0, until - time.monotonic())):
+            return {"error": "out of time"}
+        try:
+            return self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            return {"error": f"died, exit code {self.process.exitcode}"}
+
+    def close(self) -> None:
+        """End it and whatever it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
 
 
-def timed(prepared: Prepared, calls: int) -> float:
+def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: Path) -> None:
+    os.setsid()  # a process group of its own, which is ended as a whole
+    with log.open("ab") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    try:
+        module, options = PEERS[peer]
+        prepared: Prepared = importlib.import_module(module).prepare(case, **options)
+        calls = _calibrate(prepared, seconds)
+        connection.send({"settings": prepared.settings, "compile_seconds": prepared.compile_seconds})
+        while connection.recv():
+            prepared.run(1)  # memory that was given back while the others worked is slow at first
+            steps = calls * prepared.steps_per_call
+            ms = 1000 * _timed(prepared, calls) / steps
+            peak = prepared.peak_device_bytes() or _peak_host_bytes()
+            connection.send({"ms": ms, "steps": steps, "peak_bytes": peak})
+    except EOFError:
+        pass
+    except Exception as error:  # whatever a library raises becomes a cell of the table
+        traceback.print_exc()
+        connection.send({"error": _in_a_word(error)})
+
+
+def _timed(prepared: Prepared, calls: int) -> float:
     """Return the seconds that so many calls take, from an idle device to an idle device."""
     began = time.perf_counter()
     prepared.run(calls)
     return time.perf_counter() - began
 
 
-def calibrate(prepared: Prepared, seconds: float) -> int:
+def _calibrate(prepared: Prepared, seconds: float) -> int:
     """Warm up, and return how many calls take about that many seconds."""
-    calls, taken = 1, timed(prepared, 1)
-    if taken < 2 * seconds:  # else one call is a round, also where the first was slower than the others
-        taken = timed(prepared, 1)
+    calls, taken = 1, _timed(prepared, 1)
+    if taken < 2 * seconds:  # else one call is a turn, also where the first was slower than the others
+        taken = _timed(prepared, 1)
     while taken < seconds / 4:
         calls = min(max(round(calls * seconds / 2 / taken), calls + 1), 10 * calls)
-        taken = timed(prepared, calls)
+        taken = _timed(prepared, calls)
     return max(1, round(calls * seconds / taken))
 
 
-class _Worker:
-    def __init__(self, case: Case, peer: str):
-        self._case, self._peer = case, peer
-        self._prepared: Prepared | None = None
-
-    def reply(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what is asked."""
-        if request["do"] == "prepare":
-            self._prepared = prepare(self._case, self._peer)
-            return {"compile_seconds": self._prepared.compile_seconds, "settings": self._prepared.settings}
-        prepared = self._prepared
-        if prepared is None:
-            raise UnavailableError("not prepared")
-        if request["do"] == "calibrate":
-            return {"calls": calibrate(prepared, request["seconds"])}
-        if request["do"] == "time":
-            if not self._case.single_step:
-                prepared.run(1)  # memory that was given back while the others worked is slow at first
-            return {"seconds": timed(prepared, request["calls"]), "steps": request["calls"] * prepared.steps_per_call}
-        if request["do"] == "roofline":
-            return prepared.roofline() if prepared.roofline else {}
-        return {"peak_host_bytes": peak_host_bytes(), "peak_device_bytes": prepared.peak_device_bytes()}
+def _peak_host_bytes() -> int | None:
+    """Return the highest resident memory of this process so far (VmHWM), where the system tells."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def _in_a_word(error: Exception) -> str:
     if isinstance(error, UnavailableError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed"
     text = f"{type(error).__name__} {error}"
-    if isinstance(error, MemoryError) or any(s in text for s in ("RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory")):
+    if any(word in text for word in ("MemoryError", "RESOURCE_EXHAUSTED", "OutOfMemory", "out of memory")):
         return "out of memory"
     return type(error).__name__
-
-
-def main(peer: str, case: str) -> None:
-    """Serve requests from standard input until it ends; `case` is a Case as JSON."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between the replies
-    fields = json.loads(case)
-    worker = _Worker(Case(**{**fields, "peers": tuple(fields["peers"])}), peer)
-    for line in sys.stdin:
-        try:
-            reply = worker.reply(json.loads(line))
-        except Exception as error:  # whatever a library raises becomes a cell of the table
-            traceback.print_exc()
-            detail = (str(error).strip().splitlines() or [""])[0]
-            reply = {"error": _in_a_word(error), "detail": f"{type(error).__name__}: {detail}"[:300]}
-        print(json.dumps(reply), file=replies, flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import signal
@@ -29,16 +28,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resnet_jax.experiment import Experiment
-from resnet_jax.run.records import read_records
+from resnet_jax.data.inputs import load_data
 from resnet_jax.run.checkpoint import restore, saved_steps, unfinished, verify
+from resnet_jax.run.records import read_records
 from resnet_jax.run.workdir import load_config, load_inputs
+from resnet_jax.training import Trainer
 
 ROOT = Path(__file__).parents[1]
 SAVE_EVERY = 20
-STEPS_A_KILL = 40  # more than come between two kills, so that the run lasts to the last one
 PATIENCE = 300.0  # seconds
-MOMENTS = ("saving", "saving", "training", "saving", "starting", "saving", "training")
+MOMENTS = ("saving", "training", "saving", "starting")  # and again
 
 
 class Failure(Exception):
@@ -46,53 +45,40 @@ class Failure(Exception):
 
 
 class Kill(NamedTuple):
-    """A kill and what it left.
-
-    Attributes:
-      moment: what the program was meant to be doing.
-      saving: whether a checkpoint was half written.
-      logged: the last step in the log.
-      saved: the newest complete checkpoint, or 0.
-    """
+    """A kill, and what it left: whether a checkpoint was half written, the last logged and saved steps (0: none)."""
 
     moment: str
-    saving: bool
+    half_written: bool
     logged: int
     saved: int
 
 
-class Run:
-    """A run of so many processes in a work directory, to be started again and again."""
+class Run(NamedTuple):
+    """A run of so many processes, to be started again and again."""
 
-    def __init__(self, workdir: Path, steps: int, processes: int):
-        self.workdir, self.steps, self._processes = workdir, steps, processes
+    workdir: Path
+    steps: int
+    save_every: int
+    processes: int
 
     @contextlib.contextmanager
-    def started(self) -> Iterator[list[subprocess.Popen[str]]]:
+    def started(self) -> Iterator[list[subprocess.Popen[bytes]]]:
         """Start its processes, each with its output in a file; none is left behind."""
-        overrides = (
-            f"--run.workdir {self.workdir} --run.steps {self.steps} --run.log-every 1 --run.save-every {SAVE_EVERY}"
-            f" --run.eval-every {5 * SAVE_EVERY} --model.depth 8 --model.bn-group-size 8 --data.batch-size 16"
-        )
-        command = [sys.executable, "train.py", "configs/digits_resnet20.py", *overrides.split()]
+        command = [sys.executable, "train.py", "configs/digits_resnet20.py"]
+        command += f"--run.workdir {self.workdir} --run.steps {self.steps} --run.log-every 1".split()
+        command += f"--run.save-every {self.save_every} --run.eval-every {5 * self.save_every}".split()
+        command += ["--model.depth", "8", "--model.bn-group-size", "8", "--data.batch-size", "16"]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            hosts = f"--hosts.coordinator 127.0.0.1:{probe.getsockname()[1]} --hosts.processes {self._processes}"
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // self._processes)}
+            hosts = f"--hosts.coordinator 127.0.0.1:{probe.getsockname()[1]} --hosts.processes {self.processes}"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(2 // self.processes)}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # each start after the first is short
         processes = []
-        for number in range(self._processes):
-            of_process = [*hosts.split(), "--hosts.process-id", str(number)] if self._processes > 1 else []
+        for number in range(self.processes):
+            own = [*hosts.split(), "--hosts.process-id", str(number)] if self.processes > 1 else []
             with self.output(number).open("w") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [*command, *of_process],
-                        cwd=ROOT,
-                        env=environment,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        text=True,
-                    )
-                )
+                process = subprocess.Popen([*command, *own], cwd=ROOT, env=environment, stdout=output, stderr=output)
+                processes.append(process)
         try:
             yield processes
         finally:
@@ -109,28 +95,24 @@ class Run:
         return max((r["step"] for r in read_records(self.workdir) if r["kind"] == "train"), default=0)
 
     def saved(self) -> int:
-        """Return the newest complete checkpoint, or 0.
-
-        Raises:
-          Failure: it is damaged.
-        """
-        step = max(saved_steps(self.workdir), default=None)
-        if step is None:
-            return 0
-        if damage := verify(self.workdir, step):
+        """Return the newest complete checkpoint, or 0; raise Failure if it is damaged."""
+        step = max(saved_steps(self.workdir), default=0)
+        if step and (damage := verify(self.workdir, step)):
             raise Failure(f"the checkpoint of step {step} counts as complete and is damaged: {damage}")
         return step
 
     def finish(self) -> None:
-        """Run to the end.
-
-        Raises:
-          Failure: it does not get there.
-        """
+        """Run to the end; raise Failure if it does not get there."""
         with self.started() as processes:
             for number, process in enumerate(processes):
                 if process.wait(timeout=PATIENCE):
                     raise Failure(f"exit code {process.returncode}: {self.output(number).read_text()}")
+
+    def check_went_on(self, step: int) -> None:
+        """Raise Failure if the last start, as far as it came to a step, did not go on after `step`."""
+        printed = self.output().read_text()
+        if step and "\nstep " in printed and f"going on after step {step}\n" not in printed:
+            raise Failure(f"it did not go on after step {step}: {printed}")
 
 
 def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
@@ -152,33 +134,32 @@ def kill_once(run: Run, moment: str, chance: random.Random) -> Kill:
         if moment == "starting":
             time.sleep(chance.uniform(0.0, 6.0))
         else:
-            begin = before + chance.randrange(SAVE_EVERY // 2, 2 * SAVE_EVERY)
+            begin = before + chance.randrange(run.save_every // 2, 2 * run.save_every)
             wait_until(lambda: run.logged() > begin)
             if moment == "saving":
                 wait_until(lambda: unfinished(run.workdir))
             time.sleep(chance.uniform(0.0, 0.03))  # within a step, or a later part of writing
         first, *others = chance.sample(processes, len(processes))
-        first.send_signal(signal.SIGKILL)
+        first.kill()
         if first.wait() != -signal.SIGKILL:
             raise Failure(f"it ended by itself: {run.output().read_text()}")
         for process in others:  # which may end by themselves as soon as they miss the first
             time.sleep(chance.choice([0.0, 0.2]))
-            process.send_signal(signal.SIGKILL)
+            process.kill()
 
-    printed = run.output().read_text()
-    if before and "\nstep " in printed and f"going on after step {before}\n" not in printed:
-        raise Failure(f"it did not go on after step {before}: {printed}")
+    run.check_went_on(before)
     kill = Kill(moment, bool(unfinished(run.workdir)), run.logged(), run.saved())
-    due = kill.logged - kill.logged % SAVE_EVERY
-    if kill.saved < max(before, due - SAVE_EVERY):
+    due = kill.logged - kill.logged % run.save_every
+    if kill.saved < max(before, due - run.save_every):
         raise Failure(f"killed after step {kill.logged}, and the newest complete checkpoint is of step {kill.saved}")
     return kill
 
 
 def leaves(workdir: Path) -> list[np.ndarray]:
     """Return parameters, statistics and optimizer state of the last checkpoint."""
-    abstract = Experiment(load_config(workdir), load_inputs(workdir)).abstract_state()
-    return jax.tree.leaves(jax.device_get(restore(workdir, abstract)))
+    config = load_config(workdir)
+    trainer = Trainer(config, load_inputs(workdir), load_data(config))
+    return jax.tree.leaves(jax.device_get(restore(workdir, trainer.abstract_state())))
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
@@ -188,23 +169,22 @@ def records(workdir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in changing} for record in kept]
 
 
-def crash(folder: Path, *, kills: int, processes: int, seed: int) -> list[Kill]:
+def crash(folder: Path, *, kills: int, processes: int, seed: int, save_every: int = SAVE_EVERY) -> list[Kill]:
     """Make both runs in a folder and compare them; return the kills.
 
     Raises:
       Failure: something was lost.
     """
     chance = random.Random(seed)
-    steps = kills * STEPS_A_KILL
-    undisturbed, run = (Run(folder / name, steps, processes) for name in ("undisturbed", "killed"))
+    steps = 2 * kills * save_every  # more than come between two kills, so that the run lasts to the last one
+    undisturbed, run = (Run(folder / name, steps, save_every, processes) for name in ("undisturbed", "killed"))
     undisturbed.finish()
     done = []
     for number in range(kills):
         done.append(kill_once(run, MOMENTS[number % len(MOMENTS)], chance))
-        print(json.dumps(done[-1]._asdict()), flush=True)
+        print(done[-1], flush=True)
     run.finish()
-    if f"going on after step {done[-1].saved}\n" not in run.output().read_text():
-        raise Failure(f"it did not go on after step {done[-1].saved}")
+    run.check_went_on(done[-1].saved)
     for ours, expected in zip(leaves(run.workdir), leaves(undisturbed.workdir), strict=True):
         np.testing.assert_array_equal(ours, expected)
     expected_records = records(undisturbed.workdir)
@@ -226,14 +206,13 @@ def main() -> int:
         except (Failure, AssertionError) as failure:
             print(f"FAILED: {failure}")
             return 1
-    steps = options.kills * STEPS_A_KILL
     moments = ", ".join(f"{count} {moment}" for moment, count in Counter(kill.moment for kill in done).items())
     print(
-        f"{options.kills} kills ({moments}; {sum(kill.saving for kill in done)} left a half-written checkpoint) in"
-        f" {steps} steps of {options.processes} process(es), a checkpoint every {SAVE_EVERY}:"
-        f" {time.monotonic() - began:.0f} s\n"
+        f"{options.kills} kills ({moments}; {sum(kill.half_written for kill in done)} left a half-written checkpoint)"
+        f" in {2 * options.kills * SAVE_EVERY} steps of {options.processes} process(es), a checkpoint every"
+        f" {SAVE_EVERY}: {time.monotonic() - began:.0f} s\n"
         f"most steps made again: {max(kill.logged - kill.saved for kill in done)}, and where no checkpoint was being"
-        f" written {max((kill.logged - kill.saved for kill in done if not kill.saving), default=0)};"
+        f" written {max((kill.logged - kill.saved for kill in done if not kill.half_written), default=0)};"
         f" the end has the bits of an undisturbed run"
     )
     return 0

@@ -214,7 +214,7 @@ class StreamedData:
 
     def train_arrays(self, count: int) -> tuple[HostBatch]:
         del count  # 1
-        assert self._batches is not None, "begin() comes first"
+        assert self._batches is not None, "begin() comes first"  # noqa: S101 (for the type checker)
         return (self._put(next(self._batches), "train"),)
 
     def to_train_batch(self, batch: HostBatch, step: jax.Array) -> Batch:

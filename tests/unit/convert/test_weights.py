@@ -13,7 +13,6 @@ import safetensors.numpy
 from paths import SHARED
 
 import resnet_jax
-from reliability.fuzz import hostile
 from resnet_jax import create_model
 from resnet_jax.cli.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
@@ -292,12 +291,10 @@ DEEP = b"\x80\x02\x8f()" + b"\x85" * 150_000 + b"\x90."  # a set of a tuple in a
     [
         DEEP,
         pickle.dumps(5) * 3 + DEEP,
-        hostile.zip_of({"x/data.pkl": DEEP, "x/version": b"3"}),
         b"\x80\x02\x8e" + struct.pack("<Q", 1 << 40) + b"x.",  # bytes, a terabyte of them
-        hostile.zip_file("x/data.pkl", hostile.deflated_zeros(1 << 30), 1 << 30),
         b"",
     ],
-    ids=["deep", "deep behind others", "deep in an archive", "long", "bomb", "empty"],
+    ids=["deep", "deep behind others", "long", "empty"],
 )
 def test_pytorch_files_that_would_end_the_process(tmp_path, content):
     """hash() of tuples in tuples uses up the stack of C: torch.load() alone dies of the first."""
