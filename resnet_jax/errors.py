@@ -55,8 +55,10 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split())[:300] or type(error).__name__
 
 
-def optional(module: str, *, extra: str) -> ModuleType:
+def optional(module: str, *, extra: str, package: str | None = None) -> ModuleType:
     """Import what only a part of the program needs, and the extra of that name installs.
+
+    The package is called as its module where it is not given.
 
     Raises:
       UserError: it is not installed.
@@ -64,7 +66,7 @@ def optional(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = package or module.partition(".")[0]
         raise UserError(f"this needs {package}, of the extra [{extra}]: pip install {package}") from error
 
 
