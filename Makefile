@@ -2,7 +2,7 @@
 # make test    set up .venv, then run the tests
 # make bench   measure this package beside plain Flax and, if it is installed, PyTorch (25 minutes on a CPU)
 # make lint    ruff (check and format) and mypy
-# make lock    resolve requirements.txt again from pyproject.toml
+# make lock    resolve requirements.txt again from pyproject.toml: everything but the extras of accelerators and ONNX
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,7 +28,7 @@ format: .venv/complete
 	$(BIN)/ruff format .
 
 lock: .venv/complete
-	$(BIN)/pip-compile --quiet --extra all --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --extra all --extra dev --unsafe-package resnet-jax --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one never repeated.
 .venv/complete: requirements.txt
