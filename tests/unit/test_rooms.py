@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import itertools
+import re
 
 import pytest
 from paths import ROOT
@@ -139,3 +140,18 @@ def test_this_test_sees_imports():
     assert imported_modules(tree) == {"run.lock"}
     assert {"data.inputs", "inference.load", "run.checkpoint", "steps"} <= GRAPH["training"]
     assert len(list(itertools.chain(*GRAPH.values()))) > 150
+
+
+def test_the_map_of_the_documentation_is_true():
+    """Each row names a file, and what stands in it or in the __init__.py beside it."""
+    text = (ROOT / "docs" / "development.md").read_text().split("## ")[1]
+    rows = [line.split("|")[2] for line in text.splitlines() if line.startswith(("| the", "| where", "| a"))]
+    assert len(rows) == 10
+    for row in rows:
+        quoted = re.findall(r"`([^`]+)`", row)
+        paths = [ROOT / name for name in quoted if name.startswith("resnet_jax/")]
+        files = [path / "__init__.py" if path.is_dir() else path for path in paths]
+        content = "".join(path.read_text() for path in files)
+        names = [name.split(".")[-1] for name in quoted if not name.startswith("resnet_jax/") and name != "__init__.py"]
+        assert paths
+        assert all(re.search(rf"\b{name}\b", content) for name in names), row
