@@ -16,7 +16,14 @@ from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.training import Trainer
 
-SIZES = {"data_batch_1": 11, "data_batch_2": 10, "data_batch_3": 7, "data_batch_4": 6, "data_batch_5": 5}
+SIZES = {
+    "data_batch_1": 11,
+    "data_batch_2": 10,
+    "data_batch_3": 7,
+    "data_batch_4": 6,
+    "data_batch_5": 5,
+    "test_batch": 21,
+}
 STEPS = 3  # of 16 of 39 images: the third batch straddles two epochs
 FILE = ROOT / "examples" / "minimal.py"
 
@@ -31,13 +38,19 @@ def minimal():
 
 @pytest.fixture(scope="module")
 def splits(minimal, tmp_path_factory):
-    """Made-up images, through files of CIFAR-10's binary version."""
+    """Made-up images, through files of CIFAR-10's binary version: the label, then a plane of red, green and blue."""
     folder, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
-    for name, size in (SIZES | {"test_batch": 21}).items():
-        rows = rng.integers(0, 256, (size, 3073), np.uint8)
-        rows[:, 0] %= 10
-        rows.tofile(folder / f"{name}.bin")
-    return minimal.read_cifar10(folder, SIZES), minimal.read_cifar10(folder, ["test_batch"])
+    total = sum(SIZES.values())
+    images, labels = rng.integers(0, 256, (total, 32, 32, 3), np.uint8), rng.integers(0, 10, total, np.int32)
+    start = 0
+    for name, size in SIZES.items():
+        part = slice(start, start := start + size)
+        planes = images[part].transpose(0, 3, 1, 2).reshape(size, -1)
+        np.column_stack([labels[part].astype(np.uint8), planes]).tofile(folder / f"{name}.bin")
+    train, test = (minimal.read_cifar10(folder, names) for names in (list(SIZES)[:5], ["test_batch"]))
+    np.testing.assert_array_equal(np.concatenate([train[0], test[0]]), images)
+    np.testing.assert_array_equal(np.concatenate([train[1], test[1]]), labels)
+    return train, test
 
 
 @pytest.fixture
