@@ -1,7 +1,8 @@
 """Plain-32 on CIFAR-10: the paper's Fig. 6 (left)."""
 
-from resnet_jax.config import Config, ModelConfig
+from resnet_jax.config import Config
+from resnet_jax.recipes import cifar10_recipe
 
 
 def get_config() -> Config:
-    return Config(model=ModelConfig(depth=32, shortcut="none"))
+    return cifar10_recipe(depth=32, shortcut="none")

@@ -1,7 +1,7 @@
 """ResNet-18, option A, on ImageNet: the paper's Table 2 and Fig. 4 (right)."""
 
 from resnet_jax.config import Config
-from resnet_jax.paper.recipes import imagenet_recipe
+from resnet_jax.recipes import imagenet_recipe
 
 
 def get_config() -> Config:

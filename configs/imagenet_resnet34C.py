@@ -1,7 +1,7 @@
 """ResNet-34, option C, on ImageNet: the paper's Tables 3 and 4."""
 
 from resnet_jax.config import Config
-from resnet_jax.paper.recipes import imagenet_recipe
+from resnet_jax.recipes import imagenet_recipe
 
 
 def get_config() -> Config:

@@ -1,11 +1,21 @@
 """The networks, recipe and evaluation of "Deep Residual Learning for Image Recognition" in JAX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.models import VGG, BatchNorm, ResNet, cifar_resnet, create_model, imagenet_resnet, recalibrate_bn, vgg
-
 if TYPE_CHECKING:
+    from resnet_jax import models
     from resnet_jax.inference.load import load, preprocess
+    from resnet_jax.models import (
+        VGG,
+        BatchNorm,
+        ResNet,
+        cifar_resnet,
+        create_model,
+        imagenet_resnet,
+        recalibrate_bn,
+        vgg,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "create_model",
     "imagenet_resnet",
     "load",
+    "models",
     "preprocess",
     "recalibrate_bn",
     "vgg",
@@ -24,9 +35,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs orbax only when it is asked for: that takes a second."""
-    if name in ("load", "preprocess"):
-        from resnet_jax.inference import load as trained
-
-        return getattr(trained, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import jax and orbax only when a name is asked for that needs them, so that --help answers at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"resnet_jax.{'inference.load' if name in ('load', 'preprocess') else 'models'}")
+    return module if name == "models" else getattr(module, name)

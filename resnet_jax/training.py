@@ -243,7 +243,7 @@ def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Tra
         inputs = load_inputs(workdir)
         check_classes(inputs, dataset)
         return Trainer(config, inputs, dataset), None
-    trained = load(config.run.init_from) if config.run.init_from else None
+    trained = load(config.run.init_from, scan_blocks=config.model.scan_blocks) if config.run.init_from else None
     if trained is not None:
         check_same_network(trained, config)
     inputs = describe_inputs(config, dataset, trained.config.inputs.preprocessing if trained else None)

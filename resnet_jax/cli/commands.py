@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, optional
+from resnet_jax.paper import NAMES
 
 if TYPE_CHECKING:
     from resnet_jax.paper.artefact import Artefact
-
-_PAPER = ("table1", "table2", "table3", "table4", "table5", "table6", "figure1", "figure4", "figure6", "figure7")
 
 
 def main(args: Sequence[str]) -> int:
@@ -83,7 +82,7 @@ def make_parser() -> ArgumentParser:
 
     command = commands.add_parser("paper", help="a table or figure of the paper, filled from runs")
     command.add_argument(
-        "name", choices=_PAPER, metavar="NAME", help="table1 to table6, figure1, figure4, figure6 or figure7"
+        "name", choices=NAMES, metavar="NAME", help="table1 to table6, figure1, figure4, figure6 or figure7"
     )
     command.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs; default: runs")
     command.add_argument("--out", type=Path, metavar="DIR", help="where files are written; default: RUNS/paper")
@@ -202,6 +201,8 @@ def _report(options: argparse.Namespace) -> int:
     path = options.out or options.workdir / "report.html"
     if options.out and not path.parent.is_dir():
         raise UserError(f"--out: there is no folder {path.parent}")
+    for package in ("jinja2", "matplotlib"):
+        optional(package, extra="report")
     from resnet_jax.evaluate import evaluate
     from resnet_jax.paper.analysis.report import write_report
     from resnet_jax.parallel.devices import configure

@@ -11,11 +11,10 @@ import jax
 import jax.export
 import numpy as np
 
-from resnet_jax.convert.verify import Classify, import_optional, make_classify, on_cpu, write_verified
+from resnet_jax.convert.verify import Classify, make_classify, on_cpu, write_verified
 from resnet_jax.data.types import Preprocessing
+from resnet_jax.errors import optional
 from resnet_jax.models import Model
-
-_INSTALL = "pip install 'resnet_jax[onnx]'"
 
 
 def export_onnx(
@@ -40,12 +39,11 @@ def export_onnx(
       The largest difference of logits on reloading, relative to the largest logit.
 
     Raises:
-      UserError: jax2onnx or onnxruntime is not installed.
+      UserError: jax2onnx or onnxruntime is not installed, or the file cannot be written.
       CommandError: the file does not give the logits of the network.
-      OSError: it cannot be written.
     """
-    import_optional("onnxruntime", _INSTALL)
-    converter = import_optional("jax2onnx", _INSTALL)
+    optional("onnxruntime", extra="onnx")
+    converter = optional("jax2onnx", extra="onnx")
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
     with on_cpu():
@@ -56,5 +54,5 @@ def export_onnx(
 
 
 def _load(path: Path) -> Classify:
-    session = import_optional("onnxruntime", _INSTALL).InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = optional("onnxruntime", extra="onnx").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: session.run(["logits"], {"images": np.asarray(images)})[0]

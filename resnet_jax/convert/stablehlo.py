@@ -11,8 +11,9 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from resnet_jax.convert.verify import Classify, import_optional, make_classify, on_cpu, write_verified
+from resnet_jax.convert.verify import Classify, make_classify, on_cpu, write_verified
 from resnet_jax.data.types import Preprocessing
+from resnet_jax.errors import optional
 from resnet_jax.models import Model
 
 _PLATFORMS = ("cpu", "cuda", "tpu")
@@ -42,11 +43,10 @@ def export_stablehlo(
       The largest difference of logits on reloading, relative to the largest logit.
 
     Raises:
-      UserError: flatbuffers is not installed.
+      UserError: flatbuffers is not installed, or the file cannot be written.
       CommandError: the file does not give the logits of the network.
-      OSError: it cannot be written.
     """
-    import_optional("flatbuffers", "pip install flatbuffers")  # jax.export imports it, and jax does not declare it
+    optional("flatbuffers", extra="convert")  # jax.export imports it, and jax does not declare it
     with on_cpu(), _without_source_locations():
         classify = jax.jit(make_classify(model, variables, preprocessing))
         (batch,) = jax.export.symbolic_shape("b")

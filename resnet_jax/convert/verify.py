@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ import numpy as np
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Preprocessing
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import CommandError, UserError, reason
+from resnet_jax.files import atomic_write
 from resnet_jax.models import Model
 
 TOLERANCE = 1e-4  # of the largest logit: room for float32 sums in another order, and for nothing else
@@ -51,26 +50,21 @@ def write_verified(
 
     Raises:
       CommandError: the file cannot be loaded or gives other logits.
-      OSError: it cannot be written.
+      UserError: it cannot be written.
     """
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 256, (size, *image_shape), np.uint8) for size in _BATCH_SIZES]
     expected = [np.asarray(classify(images)) for images in batches]
-    partial = path.with_name(path.name + ".new")
-    try:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
         try:
             reloaded = load(partial)
             found = [np.asarray(reloaded(images)) for images in batches]
         except Exception as error:  # a damaged file makes the libraries raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CommandError(f"{path} was not written: it does not read back: {reason}") from error
+            raise CommandError(f"{path} was not written: it does not read back: {reason(error)}") from error
         difference = max(map(_difference, found, expected))
         if difference > TOLERANCE:
             raise CommandError(f"{path} was not written: its logits differ by {difference:.3g} of the largest")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 
@@ -81,18 +75,6 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     scale = max(np.abs(expected).max(), np.finfo(np.float32).tiny)
     difference = float(np.abs(found - expected).max() / scale)
     return float("inf") if np.isnan(difference) else difference
-
-
-def import_optional(package: str, install: str) -> Any:
-    """Return a package that only exporting needs.
-
-    Raises:
-      UserError: it is not installed; `install` is the way out.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"exporting needs {package}: {install}") from error
 
 
 def on_cpu() -> Any:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resnet_jax.convert.files import read_tensors, write_safetensors
+from resnet_jax.convert.files import read_safetensors, write_safetensors
 from resnet_jax.convert.names import Layout, tensors_from_variables
 from resnet_jax.convert.onnx import export_onnx
 from resnet_jax.convert.stablehlo import export_stablehlo
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import CommandError, UserError, reason
+from resnet_jax.files import atomic_write
 from resnet_jax.inference.load import Trained, load
 
 
@@ -46,12 +46,12 @@ def export(
     inputs = trained.config.inputs
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if form == "safetensors":
-            return _export_safetensors(trained, out, names)
-        write = export_stablehlo if form == "stablehlo" else export_onnx
-        return write(trained.model, trained.variables, inputs.preprocessing, inputs.image_shape, out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+        raise UserError(f"cannot write {out}: {reason(error)}") from error
+    if form == "safetensors":
+        return _export_safetensors(trained, out, names)
+    write = export_stablehlo if form == "stablehlo" else export_onnx
+    return write(trained.model, trained.variables, inputs.preprocessing, inputs.image_shape, out)
 
 
 def _export_safetensors(trained: Trained, out: Path, names: str) -> float:
@@ -62,16 +62,12 @@ def _export_safetensors(trained: Trained, out: Path, names: str) -> float:
     else:
         flat = flatten_dict(variables["params"], sep="/") | flatten_dict(variables["batch_stats"], sep="/")
         tensors = {name: np.asarray(value) for name, value in flat.items()}
-    partial = out.with_name(out.name + ".new.safetensors")
-    try:
+    with atomic_write(out) as partial:
         write_safetensors(tensors, partial)
-        reloaded = read_tensors(partial)
+        reloaded = read_safetensors(partial)
         if reloaded.keys() != tensors.keys():
             raise CommandError(f"{out} did not read back: other names")
         difference = max(float(np.abs(reloaded[name] - tensors[name]).max()) for name in tensors)
         if difference:
             raise CommandError(f"{out} did not read back: tensors differ by up to {difference}")
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference

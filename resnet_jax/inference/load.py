@@ -15,7 +15,6 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
 from resnet_jax.errors import UserError
 from resnet_jax.models import Model, abstract_variables, build_model
-from resnet_jax.models.stacking import is_stacked, stack_blocks, unstack_blocks
 from resnet_jax.run.checkpoint import restore_variables
 from resnet_jax.run.workdir import load_config, load_inputs
 
@@ -112,20 +111,17 @@ def check_same_network(trained: Trained, config: Config) -> None:
 def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]:
     """Replace `params` and `batch_stats` of a new network, but for a last layer of other classes.
 
+    Args:
+      trained: loaded with the scan_blocks of the new network.
+      variables: of the new network, on its devices.
+
     Raises:
       UserError: other layers differ.
     """
-    params = flatten_dict(unstack_blocks(jax.device_get(variables["params"])))
-    theirs = unstack_blocks(trained.variables)
-    their_params = flatten_dict(theirs["params"])
-    differing = {
-        path[0] for path in params if path not in their_params or params[path].shape != their_params[path].shape
-    }
+    params, theirs = flatten_dict(variables["params"]), flatten_dict(trained.variables["params"])
+    differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
     if differing - set(_HEADS):
         raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
-
-    adopted = {path: old if path[0] in differing else their_params[path] for path, old in params.items()}
-    weights = {"params": unflatten_dict(adopted), "batch_stats": theirs["batch_stats"]}
-    if is_stacked(variables):
-        weights = stack_blocks(weights)
+    adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
+    weights = {"params": unflatten_dict(adopted), "batch_stats": trained.variables["batch_stats"]}
     return jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, variables)

@@ -7,11 +7,13 @@ import dataclasses
 import io
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Artefact:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+            raise UserError(f"cannot write into {folder}: {reason(error)}") from error
         paths = [folder / f"{self.name}.{suffix}" for suffix in (*contents, *(["png", "svg"] if self.figure else []))]
         for path in paths:
             suffix = path.suffix[1:]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, difference, get_field
-from resnet_jax.models import build_model
-from resnet_jax.paper.recipes import imagenet_recipe
+from resnet_jax.config import Config, DataConfig, ModelConfig, difference, get_field
+from resnet_jax.models import abstract_variables, build_model
+from resnet_jax.recipes import Shortcut, cifar10_recipe, imagenet_recipe
 
 # What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).
 _OPEN = {"cifar10": ("run.seed",), "imagenet": ("run.seed", "optim.boundaries", "optim.plateau_patience")}
@@ -76,9 +75,7 @@ class Network:
         config = dataclasses.replace(self.config.model, scan_blocks=self.config.model.family != "vgg")
         model = build_model(config, 10 if self.is_cifar else 1000)
         side = 32 if self.is_cifar else 224
-        images = jnp.zeros((1, side, side, 3))
-        variables = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
-        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model, (side, side, 3))["params"]))
 
     def is_of(self, config: Config) -> bool:
         """Tell whether `config` has this network and data set, however it is trained."""
@@ -124,20 +121,13 @@ def _replace(config: Config, field: str, value: Any) -> Config:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
 
 
-def _cifar(depth: int, kind: Literal["plain", "resnet"]) -> Network:
-    warm_up = OptimConfig(warmup="steps", warmup_learning_rate=0.01, warmup_steps=400)  # Sec. 4.2
-    loops = depth == 1202  # without them compiling takes too long; remat is for the memory
-    return Network(
-        f"cifar10_{kind}{depth}",
-        Config(
-            model=ModelConfig(depth=depth, shortcut="none" if kind == "plain" else "A", scan_blocks=loops, remat=loops),
-            optim=warm_up if depth >= 110 and kind == "resnet" else OptimConfig(),
-        ),
-        seeds=5 if (depth, kind) == (110, "resnet") else 1,  # Table 6
-    )
+def _cifar(depth: int, shortcut: Shortcut) -> Network:
+    kind = "plain" if shortcut == "none" else "resnet"
+    seeds = 5 if (depth, kind) == (110, "resnet") else 1  # Table 6
+    return Network(f"cifar10_{kind}{depth}", cifar10_recipe(depth, shortcut), seeds)
 
 
-def _imagenet(depth: int, shortcut: Literal["none", "A", "B", "C"]) -> Network:
+def _imagenet(depth: int, shortcut: Shortcut) -> Network:
     kind = "plain" if shortcut == "none" else "resnet"
     option = shortcut if depth == 34 and kind == "resnet" else ""
     return Network(f"imagenet_{kind}{depth}{option}", imagenet_recipe(depth, shortcut))
@@ -148,8 +138,8 @@ _VGG16 = Network("imagenet_vgg16", Config(model=ModelConfig(family="vgg", depth=
 NETWORKS = {
     network.name: network
     for network in (
-        *(_cifar(depth, "plain") for depth in (20, 32, 44, 56, 110)),
-        *(_cifar(depth, "resnet") for depth in (20, 32, 44, 56, 110, 1202)),
+        *(_cifar(depth, "none") for depth in (20, 32, 44, 56, 110)),
+        *(_cifar(depth, "A") for depth in (20, 32, 44, 56, 110, 1202)),
         *(_imagenet(depth, "none") for depth in (18, 34)),
         *(_imagenet(depth, "A") for depth in (18, 34)),
         *(_imagenet(34, option) for option in ("B", "C")),

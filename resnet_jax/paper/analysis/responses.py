@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from pydantic import Field, TypeAdapter
 
 from resnet_jax.data import load_test_images
 from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import make_protocol
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_json
 from resnet_jax.inference import load as trained
 from resnet_jax.inference.predict import read_views
@@ -53,8 +54,8 @@ class Responses:
 
     step: int
     images: int
-    layers: tuple[str, ...]
-    stds: tuple[float, ...]
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    stds: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
 
     @property
     def sorted_stds(self) -> tuple[float, ...]:
@@ -66,23 +67,13 @@ class Responses:
         """The mean over layers."""
         return float(np.mean(self.stds))
 
+    def __post_init__(self) -> None:
+        if len(self.layers) != len(self.stds):
+            raise ValueError(f"{len(self.layers)} layers and {len(self.stds)} standard deviations")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Responses:
-        """Undo to_dict(), also after JSON.
-
-        Raises:
-          KeyError, TypeError, ValueError: the values are not those of to_dict().
-        """
-        layers, stds = tuple(map(str, values["layers"])), tuple(map(float, values["stds"]))
-        if not all(0 <= std < float("inf") for std in stds):
-            raise ValueError("a standard deviation that is negative or not finite")
-        if len(layers) != len(stds) or not layers:
-            raise ValueError(f"{len(layers)} layers and {len(stds)} standard deviations")
-        return cls(int(values["step"]), int(values["images"]), layers, stds)
 
 
 def make_moments(model: Model) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
@@ -233,11 +224,11 @@ def read_responses(workdir: Path) -> Responses | None:
     """
     path = workdir / _FILE
     try:
-        return Responses.from_dict(read_json(path))
+        return TypeAdapter(Responses).validate_python(read_json(path))
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"cannot read {path}: {str(error)[:300]}; delete it and measure the responses again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}; delete it and measure the responses again") from error
 
 
 def to_table(responses: Responses) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 import math
 import pathlib
-import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from resnet_jax.convert.caffe import MAX_BYTES, read_caffemodel, read_mean
+from resnet_jax.convert.caffe import message_classes, read_caffemodel, read_mean
 from resnet_jax.errors import UserError
 
 EPS = 1e-5
@@ -232,41 +232,34 @@ def set_blob(name: str, index: int, *shape: int) -> Callable[[Layers], None]:
     return lambda layers: layers[name][1].__setitem__(index, np.ones(shape, np.float32))
 
 
+class FewerValues(np.ndarray):
+    """Is written without its last values."""
+
+    def tobytes(self, *_: Any) -> bytes:
+        return np.asarray(self)[:-1].tobytes()
+
+
 BAD_LAYERS: dict[str, tuple[Callable[[Layers], Any], str]] = {
     "no BN": (lambda layers: layers.pop("bn2b_branch2a"), "bn2b_branch2a is missing"),
     "no Scale": (lambda layers: layers.pop("scale3b1_branch2c"), "scale3b1_branch2c is missing"),
-    "no conv": (lambda layers: layers.pop("res4b1_branch2b"), "res4b1_branch2b is missing"),
     "no projection": (
         lambda layers: [layers.pop(f"{kind}5a_branch1") for kind in ("res", "bn", "scale")],
-        "res5a_branch1 is missing; bn5a_branch1 is missing; scale5a_branch1 is missing",
+        "res5a_branch1 is missing",
     ),
-    "a stray BN": (
-        rename("bn2b_branch2a", "bn2c_branch2a"),
-        "bn2b_branch2a is missing; res2c_branch2a is missing; scale2c",
-    ),
-    "no stem": (lambda layers: layers.pop("conv1"), "conv1 is missing"),
-    "another classifier": (rename("fc1000", "fc3\n"), r"fc1000 is missing; unknown layer 'fc3\n'"),
+    "another classifier": (rename("fc1000", "fc3\n"), "fc1000 is missing"),
+    "one more layer": (lambda layers: layers.update(fc2=layers["fc1000"]), "unknown layer 'fc2'"),
     "no blobs": (lambda layers: layers["res2a_branch2a"][1].clear(), "res2a_branch2a is missing"),
-    "unknown layer": (rename("res2b_branch2a_relu", "spare"), ""),
     "fused BN": (lambda layers: layers["bn2a_branch1"][1].pop(), "bn2a_branch1 has 2 blobs, not 3"),
-    "scale without beta": (lambda layers: layers["scale2a_branch1"][1].pop(), "scale2a_branch1 has 1 blobs, not 2"),
     "another type": (
         lambda layers: layers.update(bn_conv1=("BN", layers["bn_conv1"][1])),
         "bn_conv1 is of type 'BN', not BatchNorm",
     ),
-    "grey images": (set_blob("conv1", 0, 5, 1, 7, 7), "conv1, blob 1: shape 5x1x7x7, expected ?x3x?x?"),
-    "short bias": (set_blob("conv1", 1, 4), "conv1: 5 filters, 4 biases"),
-    "short mean": (set_blob("bn2a_branch1", 0, 5), "bn2a_branch1, blob 1: shape 5, expected 6"),
-    "two factors": (set_blob("bn2a_branch1", 2, 2), "bn2a_branch1, blob 3: shape 2, expected 1"),
-    "negative factor": (
-        lambda layers: layers["bn2a_branch1"][1].__setitem__(2, np.array([-1.0])),
-        "bn2a_branch1: a factor of -1",
+    "matrix for a conv": (set_blob("res2a_branch1", 0, 6, 5), "res2a_branch1: a blob of shape 6x5, expected 4 axes"),
+    "too few values": (
+        lambda layers: layers["fc1000"][1].__setitem__(1, np.ones(10).view(FewerValues)),
+        "fc1000: cannot reshape array",
     ),
-    "long gamma": (set_blob("scale2a_branch1", 0, 1, 1, 1, 7), "scale2a_branch1, blob 1: shape 7, expected 6"),
-    "matrix for a conv": (set_blob("res2a_branch1", 0, 6, 5), "res2a_branch1, blob 1: shape 6x5, expected ?x?x?x?"),
-    "five axes": (set_blob("res2a_branch1", 0, 1, 6, 5, 1, 1), "res2a_branch1, blob 1: a shape of 5 axes"),
-    "no filters": (set_blob("res2a_branch1", 0, 0, 5, 1, 1), "res2a_branch1, blob 1: shape 0x5x1x1, expected"),
-    "short fc bias": (set_blob("fc1000", 1, 9), "fc1000: 10 rows of weights, 9 biases"),
+    "no filters": (set_blob("res2a_branch1", 0, 0, 5, 1, 1), "res2a_branch1: a blob of shape 0x5x1x1, expected"),
 }
 
 
@@ -275,30 +268,14 @@ def test_bad_layers(tmp_path: pathlib.Path, case: str) -> None:
     spoil, problem = BAD_LAYERS[case]
     layers = copy.deepcopy(network())
     spoil(layers)
-    path = save(tmp_path, caffemodel(layers))
-    if not problem:  # layers without blobs may have any name
-        read_caffemodel(path)
-        return
-    message = error_of(read_caffemodel, path)
+    message = error_of(read_caffemodel, save(tmp_path, caffemodel(layers)))
     assert message.split(": ", 2)[2].startswith(problem)
 
 
-def test_all_problems_are_listed(tmp_path: pathlib.Path) -> None:
+def test_layers_without_weights_may_have_any_name(tmp_path: pathlib.Path) -> None:
     layers = network()
-    layers["res6a_branch1"] = layers["res5a_branch1"]
-    layers["bn2b_branch2a"][1].pop()
-    del layers["scale_conv1"], layers["res4a_branch1"]
-    set_blob("fc1000", 0, 10)(layers)
-    content = caffemodel(layers) + field(LAYER, layer("conv1", "Convolution", [blob(layers["conv1"][1][0])]))
-    message = error_of(read_caffemodel, save(tmp_path, content))
-    assert message.split(": ", 2)[2].split("; ") == [
-        "two layers 'conv1'",
-        "scale_conv1 is missing",
-        "bn2b_branch2a has 2 blobs, not 3",
-        "res4a_branch1 is missing",
-        "fc1000, blob 1: shape 10, expected ?x?",
-        "unknown layer 'res6a_branch1'",
-    ]
+    layers["spare"] = layers.pop("res2b_branch2a_relu")
+    read_caffemodel(save(tmp_path, caffemodel(layers)))
 
 
 @pytest.mark.parametrize(
@@ -313,17 +290,10 @@ def test_blocks_follow_each_other(tmp_path: pathlib.Path, renamed: dict[str, str
 
 
 def test_other_networks(tmp_path: pathlib.Path) -> None:
-    """VGG's files have the layers of before 2015; a long list of problems ends."""
-    vgg = [
-        field(V1_LAYER, field(4, f"conv1_{number}".encode()) + field(5, 4) + field(6, old_blob(np.ones((2, 3, 3, 3)))))
-        for number in range(1000)
-    ]
-    message = error_of(read_caffemodel, save(tmp_path, b"".join(vgg)))
-    assert "blocks of res2: expected a, b, c, ... or a, b1, b2, ...; found none; " in message
-    assert "; conv1 is missing; bn_conv1 is missing; " in message
-    assert "; unknown layer 'conv1_0'; " in message
-    assert message.endswith(" more")
-    assert len(message) < 5000
+    """VGG's files have the layers of before 2015."""
+    old = field(4, b"conv1_1") + field(5, 4) + field(6, old_blob(np.ones((2, 3, 3, 3))))
+    message = error_of(read_caffemodel, save(tmp_path, field(V1_LAYER, old)))
+    assert "not the layers of the authors' ResNet-50, 101 or 152: blocks of res2" in message
 
 
 def test_layers_of_before_2015_are_read(tmp_path: pathlib.Path) -> None:
@@ -334,82 +304,35 @@ def test_layers_of_before_2015_are_read(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(weights["conv1.weight"], kernel[:, [2, 1, 0]])
 
 
-def with_conv1(content: bytes) -> bytes:
-    """A file whose only layer, conv1, has the BlobProto `content`."""
-    return field(LAYER, layer("conv1", "Convolution", [content]))
-
-
-TEN_TB = varint(10**13)
-SHAPE = field(7, field(1, varint(10**6) + varint(10**3) + varint(10**2) + varint(10)))
-GARBAGE = np.random.RandomState(3).bytes(100_000)
-HOSTILE: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "no layer with weights"),
-    "no weights": (field(1, b"net") + field(LAYER, layer("conv1", "Convolution", [])), "no layer with weights"),
-    "a prototxt": (b'name: "ResNet-50"\ninput: "data"\n', "damaged"),
-    "a page": (b"<!DOCTYPE html><html>", "damaged"),
-    "a zip": (b"PK\x03\x04" + bytes(100), "damaged"),
-    "garbage": (GARBAGE, "damaged"),
-    "zeros": (bytes(100_000), "damaged"),
-    "endless number": (b"\xff" * 100, "damaged"),
-    "10 TB layer": (varint(LAYER << 3 | 2) + TEN_TB + b"x", "damaged"),
-    "10 TB skipped": (varint(77 << 3 | 2) + TEN_TB + b"x", "damaged"),
-    "10 TB data": (with_conv1(varint(5 << 3 | 2) + TEN_TB + bytes(8)), "damaged"),
-    "broken float": (with_conv1(field(5, bytes(7))), "damaged"),
-    "10^12 values": (with_conv1(SHAPE + floats(np.ones(4))), "blob 1: shape 1000000x1000x100x10, expected ?x3x?x?"),
-    "10^75 values": (
-        with_conv1(field(7, field(1, varint(10**18) + varint(3) + 2 * varint(10**18))) + floats(np.ones(4))),
-        "blob 1: 4 values for shape 1000000000000000000x3x1000000000000000000x1000000000000000000",
-    ),
-    "negative axes": (
-        with_conv1(field(7, field(1, varint(2**64 - 1) + varint(3) + varint(2**64 - 1) + b"\1")) + floats(np.ones(3))),
-        "blob 1: shape -1x3x-1x1, expected ?x3x?x?",
-    ),
-    "many axes": (with_conv1(field(7, field(1, b"\1" * 10**6)) + floats(np.ones(1))), "a shape of 1,000,000 axes"),
-    "name of bytes": (
-        field(LAYER, field(1, b"\xff\x80\n" * 10**6) + field(7, b"")),
-        "unknown layer '��\\n",
-    ),
-    "many layers": (field(LAYER, b"") * 10**5 + with_conv1(b""), "blob 1: shape none, expected"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_files(tmp_path: pathlib.Path, case: str) -> None:
-    content, problem = HOSTILE[case]
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "no layer with weights"),
+        (field(1, b"net") + field(LAYER, layer("conv1", "Convolution", [])), "no layer with weights"),
+        (b'name: "ResNet-50"\ninput: "data"\n', "damaged"),
+        (b"<!DOCTYPE html><html>", "damaged"),
+        (field(LAYER, layer("conv1", "Convolution", [field(5, bytes(7))])), "damaged"),
+        (caffemodel(network())[:-100], "damaged or cut short"),
+    ],
+    ids=["empty", "no weights", "a prototxt", "a page", "broken float", "cut short"],
+)
+def test_other_and_damaged_files(tmp_path: pathlib.Path, content: bytes, problem: str) -> None:
     path = save(tmp_path, content)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    message = error_of(read_caffemodel, path)
+    assert problem in error_of(read_caffemodel, path)
     error_of(read_mean, path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
-    assert problem in message
-    assert len(message) < 10_000
-
-
-def test_cut_and_damaged_files(tmp_path: pathlib.Path) -> None:
-    content = caffemodel(network())
-    assert len(content) < 30_000
-    for length in range(0, len(content) - 100, 197):
-        error_of(read_caffemodel, save(tmp_path, content[:length]))
-    random = np.random.RandomState(4)
-    for _ in range(300):  # a flipped bit gives a UserError, or other numbers
-        damaged = bytearray(content)
-        damaged[random.randint(len(content))] ^= 1 << random.randint(8)
-        path = save(tmp_path, bytes(damaged))
-        try:
-            read_caffemodel(path)
-        except UserError as error:
-            assert "\n" not in str(error)  # noqa: PT017
 
 
 @pytest.mark.parametrize("read", [read_caffemodel, read_mean])
 def test_files_that_cannot_be_read(tmp_path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> None:
-    assert "no such file" in error_of(read, tmp_path / "absent.caffemodel")
-    assert "no such file" in error_of(read, tmp_path)
-    assert "no such file" in error_of(read, pathlib.Path("/dev/zero"))
-    big = tmp_path / "big.caffemodel"
-    with big.open("wb") as file:
-        file.truncate(MAX_BYTES + 1)  # sparse: it takes no room
-    assert f"{MAX_BYTES + 1:,} bytes are too many" in error_of(read, big)
+    assert "No such file" in error_of(read, tmp_path / "absent.caffemodel")
+    assert "Is a directory" in error_of(read, tmp_path)
+
+
+def test_without_protobuf_the_way_out_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message_classes.cache_clear()
+    monkeypatch.setitem(sys.modules, "google.protobuf.descriptor_pb2", None)
+    with pytest.raises(UserError, match=r"needs protobuf, of the extra \[convert\]: pip install protobuf"):
+        read_mean(save(tmp_path, b""))
 
 
 @pytest.mark.parametrize("write", [blob, old_blob, double_blob])
@@ -427,11 +350,11 @@ def test_mean(tmp_path: pathlib.Path, write: Callable[[np.ndarray], bytes], shap
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (blob(np.ones((2, 3, 4, 4))), "not a mean image: shape 2x3x4x4, expected 3x?x?"),
-        (blob(np.ones((1, 4, 4))), "not a mean image: shape 1x4x4, expected 3x?x?"),
-        (blob(np.full((3, 2, 2), 300)), "values from 300 to 300 are no mean of pixels from 0 to 255"),
-        (blob(np.full((3, 2, 2), -1)), "values from -1 to -1 are no mean"),
-        (blob(np.full((3, 2, 2), math.nan)), "values from nan to nan are no mean"),
+        (blob(np.ones((2, 3, 4, 4))), "not a mean image of pixels from 0 to 255: a blob of shape 2x3x4x4"),
+        (blob(np.ones((2, 4, 4))), "not a mean image of pixels from 0 to 255: 2 planes"),
+        (blob(np.full((3, 2, 2), 300)), "values from 300 to 300"),
+        (blob(np.full((3, 2, 2), -1)), "values from -1 to -1"),
+        (blob(np.full((3, 2, 2), math.nan)), "values from nan to nan"),
         (blob(np.ones((3, 2, 2)))[:-30], "damaged or cut short"),
     ],
 )

