@@ -14,8 +14,9 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 train: .venv/complete
 	$(BIN)/python train.py configs/digits_resnet20.py
 
+# Most programs of the unit tests run once: compiling them takes longer than they do.
 test: .venv/complete
-	$(PYTEST) tests/unit
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) tests/unit
 
 test-all: .venv/complete
 	$(PYTEST) tests

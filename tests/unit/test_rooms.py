@@ -21,6 +21,8 @@ ROOMS = {
     "metrics": "errors config",
     "optim": "errors config",
     "parallel": "errors config",
+    "data": f"{GROUND} parallel",
+    "run": f"{GROUND} metrics models parallel data.types",
     "inference": f"{NETWORKS} data run",
     "steps": f"{NETWORKS} data",
     "training": f"{NETWORKS} data run inference steps",

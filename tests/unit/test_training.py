@@ -201,20 +201,6 @@ def test_a_run_that_diverges_names_the_step_and_the_last_good_checkpoint(tmp_pat
     assert saved_steps(tmp_path / "run")[:2] == [2, 4]
 
 
-def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
-    optim = {"warmup": "error", "warmup_error": 60.0, "warmup_learning_rate": 0.01, "boundaries": ()}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    steps = {"steps": 50, "log_every": 1, "eval_every": 50, "save_every": 25}
-    config = make_config(whole, optim=optim, **steps)
-    train(config)
-    rates = [r["learning_rate"] for r in read_records(whole) if r["kind"] == "train"]
-    assert rates[:30] == pytest.approx([0.01] * 30)
-    assert rates[-1] == pytest.approx(0.05)
-    train(make_config(parts, optim=optim, **{**steps, "steps": 25}))
-    train(make_config(parts, optim=optim, **steps))
-    assert_same_bits(saved_state(whole, config), saved_state(parts, config))
-
-
 def test_the_last_checkpoints_and_the_best_on_validation_stay(tmp_path):
     config = make_config(tmp_path, steps=12, save_every=2, keep=2)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_size=30))

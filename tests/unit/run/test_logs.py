@@ -36,7 +36,7 @@ def test_records_and_lines(tmp_path, capsys, num_classes, top5):
         {"kind": "test", "step": 10, **RECORDED, **errors},
     ]
     assert capsys.readouterr().out.splitlines()[1:] == [
-        f"step    5  learning rate 0.1  loss 0.8000  error 30.00 %{printed}  1,235 images/s",
+        f"step    5  lr 0.1  loss 0.8000  error 30.00 %{printed}  1,235 images/s",
         f"step   10  test error 30.00 %{printed}  loss 0.8000  (100 images)",
     ]
     events = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())

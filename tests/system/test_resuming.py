@@ -1,12 +1,13 @@
-"""A run whose blocks are compiled as a loop goes on without, and back."""
+"""Runs that take longer go on: with blocks compiled as a loop and without, within a warm-up that follows the error."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from tiny_runs import make_config, saved_state, tiny_dataset
+from tiny_runs import assert_same_bits, make_config, saved_state, tiny_dataset
 
 import resnet_jax
+from resnet_jax.run.records import read_records
 from resnet_jax.training import train
 
 
@@ -42,3 +43,17 @@ def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
         tuned, run=make_config(tmp_path / "tuned", steps=1, init_from=str(tmp_path / "run")).run
     )
     assert train(tuned).mean_loss == pytest.approx(metrics.mean_loss, rel=0.5)  # it began where the other ended
+
+
+def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
+    optim = {"warmup": "error", "warmup_error": 60.0, "warmup_learning_rate": 0.01, "boundaries": ()}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    steps = {"steps": 50, "log_every": 1, "eval_every": 50, "save_every": 25}
+    config = make_config(whole, optim=optim, **steps)
+    train(config)
+    rates = [r["learning_rate"] for r in read_records(whole) if r["kind"] == "train"]
+    assert rates[:30] == pytest.approx([0.01] * 30)
+    assert rates[-1] == pytest.approx(0.05)
+    train(make_config(parts, optim=optim, **{**steps, "steps": 25}))
+    train(make_config(parts, optim=optim, **steps))
+    assert_same_bits(saved_state(whole, config), saved_state(parts, config))
