@@ -133,6 +133,9 @@ def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistic
     try:
         loaded: dict[str, Any] = read_arrays(path)
         statistics = Statistics(**loaded)._replace(images=int(loaded["images"]), broken=int(loaded["broken"]))
+        shapes = statistics.mean.shape[2:], statistics.eigenvalues.shape, statistics.eigenvectors.shape
+        if shapes != ((3,), (3,), (3, 3)) or any(array.dtype != np.float32 for array in statistics[:3]):
+            raise ValueError("its arrays are not those of statistics")
     except FileNotFoundError as error:
         raise UserError(f"no {path}, which mean and colours come from: {again}") from error
     except (OSError, ValueError, TypeError) as error:  # TypeError: other arrays than these
