@@ -195,18 +195,23 @@ class Trainer:
 
 def _train_together(config: Config) -> Metrics:
     """Train as one of the processes, in a work directory that no other run has."""
-    workdir = hosts.all_hosts(lambda: check_workdir(config))
-    resumes = is_workdir(workdir)
     with contextlib.ExitStack() as stack:
-        if resumes:  # before the data are read: a second run is refused at once
-            hosts.on_first(lambda: stack.enter_context(lock(workdir)))
-        trainer, trained = hosts.all_hosts(lambda: _prepare(config, workdir, resumes))
-        if not resumes:
-            hosts.on_first(lambda: create_workdir(workdir, config, trainer.inputs))
-            hosts.on_first(lambda: stack.enter_context(lock(workdir)))
+        with hosts.all_hosts():
+            workdir = check_workdir(config)
+            resumes = is_workdir(workdir)
+            if resumes and hosts.is_first():  # before the data are read: a second run is refused at once
+                stack.enter_context(lock(workdir))
+        with hosts.all_hosts():
+            trainer, trained = _prepare(config, workdir, resumes)
         warnings: list[str] = []
-        hosts.on_first(lambda: warnings.extend(recover(workdir)))
-        checkpoints, log = hosts.all_hosts(lambda: _open(config.run, workdir, trainer.inputs))
+        with hosts.all_hosts():
+            if hosts.is_first():
+                if not resumes:
+                    create_workdir(workdir, config, trainer.inputs)
+                    stack.enter_context(lock(workdir))
+                warnings = recover(workdir)
+        with hosts.all_hosts():
+            checkpoints, log = _open(config.run, workdir, trainer.inputs)
         stack.enter_context(contextlib.closing(trainer.data))
         stop = stack.enter_context(StopSignal())
         stack.enter_context(log)
@@ -308,7 +313,9 @@ def _train(
         state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
         if results is None:
             raise _interrupted(workdir, step, stop)
-        hosts.on_first(lambda: mark_evaluated(workdir, int(state.step)))
+        with hosts.all_hosts():
+            if hosts.is_first():
+                mark_evaluated(workdir, step)
     finite = jax.jit(finite_parts)
     while step < config.steps:
         event = next_event(step, config, validates="validation" in data.held_out)
@@ -316,7 +323,8 @@ def _train(
         while step < event.step and not signum:
             count = min(monitor.steps_at_once(step), event.step - step)
             if event.save and step + count == event.step:  # after it is saved: the checkpoint before is complete
-                hosts.all_hosts(checkpoints.wait)
+                with hosts.all_hosts():
+                    checkpoints.wait()
             state, report = trainer.train(state, count)
             step += count
             monitor.add(step, report)
@@ -330,13 +338,15 @@ def _train(
             state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
         evaluated = results is not None or not evaluation_is_due
         if signum or not evaluated or event.save:
-            hosts.all_hosts(checkpoints.wait)  # so that a disk that is full stops all processes
+            with hosts.all_hosts():  # so that a disk that is full stops all processes
+                checkpoints.wait()
             error = results["validation"].top1_error if results and "validation" in results else None
             checkpoints.save(state, validation_error=error, evaluated=evaluated)
         if signum or not evaluated:
             break
         monitor.restart_clock()
-    hosts.all_hosts(checkpoints.close)
+    with hosts.all_hosts():
+        checkpoints.close()
     if results is None or step < config.steps:
         raise _interrupted(workdir, step, stop)
     return results["test"]

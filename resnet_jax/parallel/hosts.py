@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -13,8 +13,6 @@ from jax.experimental import multihost_utils
 from resnet_jax.config import HostsConfig
 from resnet_jax.errors import CommandError, UserError, reason
 from resnet_jax.parallel.signals import StopSignal
-
-T = TypeVar("T")
 
 
 def connect(config: HostsConfig) -> None:
@@ -41,15 +39,16 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def all_hosts(action: Callable[[], T]) -> T:
-    """Do something in every process; if it fails in one, it fails in all.
+@contextlib.contextmanager
+def all_hosts() -> Iterator[None]:
+    """Do something in every process: if it fails in one, it fails in all.
 
     Raises:
       CommandError: of this process, or one that says that another failed.
     """
     failure, failed = None, False
     try:
-        result = action()
+        yield
     except CommandError as error:
         failure = error
     if jax.process_count() > 1:
@@ -58,16 +57,6 @@ def all_hosts(action: Callable[[], T]) -> T:
         raise failure
     if failed:
         raise UserError("another process cannot go on; its own message says why")
-    return result
-
-
-def on_first(action: Callable[[], object]) -> None:
-    """Do something in the first process; the others wait for it.
-
-    Raises:
-      CommandError: it failed.
-    """
-    all_hosts(lambda: action() if is_first() else None)
 
 
 class AgreedStop:

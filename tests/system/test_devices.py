@@ -50,8 +50,7 @@ print(json.dumps({"devices": jax.device_count(), "loss": float(report.history.me
 
 
 def one_step(devices: int, path: Path) -> dict:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", STEP, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     return json.loads(result.stdout)

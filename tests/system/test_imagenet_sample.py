@@ -64,13 +64,13 @@ def test_the_packed_set_shows_the_same_parts_of_the_same_images(folder, packed):
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """Every fifth photograph."""
+    """Every tenth photograph."""
     if not SAMPLE.is_dir():
         pytest.skip("the ImageNet photographs (../shared/data/imagenet_sample) are not here")
     folder, out = (tmp_path_factory.mktemp("few") / name for name in ("folder", "packed"))
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
-        for path in sorted(SAMPLE.iterdir())[::5]:
+        for path in sorted(SAMPLE.iterdir())[::10]:
             shutil.copytree(path, folder / split / path.name)
     pack(folder, out, PackOptions(short_side=300))
     return out
@@ -79,7 +79,7 @@ def few(tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "count", "steps"),
     [
-        ("few", 20, 20),
+        ("few", 10, 20),
         pytest.param("folder", 100, 60, marks=pytest.mark.slow),
         pytest.param("packed", 100, 60, marks=pytest.mark.slow),
     ],
@@ -90,7 +90,7 @@ def test_resnet18_learns_them_by_heart(form, count, steps, request, tmp_path):
         data=DataConfig(
             name="folder",
             dir=str(request.getfixturevalue(form)),
-            batch_size=20,
+            batch_size=min(count, 20),
             eval_batch_size=20,
             shorter_side=(224, 224),
             flip=False,
@@ -105,5 +105,5 @@ def test_resnet18_learns_them_by_heart(form, count, steps, request, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     errors = [record["error"] for record in records if record["kind"] == "train"]
     print("training error in %, of five steps each:", errors)
-    assert errors[0] > 50
+    assert errors[0] > 20
     assert np.mean(errors[-2:]) < 5

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 from types import SimpleNamespace
 
@@ -13,16 +14,16 @@ from image_folders import write_folder
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import load_dataset
+from resnet_jax.data.streamed import StreamedData
 from resnet_jax.data.tools.statistics import compute_statistics, load_statistics, save_statistics
-from resnet_jax.data.types import HostBatch, Inputs, Preprocessing
+from resnet_jax.data.types import HostBatch, Inputs, Preprocessing, StreamedDataset
 from resnet_jax.errors import BrokenDataError, UserError
 from resnet_jax.evaluate import evaluate
-from resnet_jax.experiment import Experiment
-from resnet_jax.feeds import make_streamed_step
 from resnet_jax.metrics import StepMetrics
 from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.workdir import load_inputs
-from resnet_jax.training import train
+from resnet_jax.steps import make_streamed_step
+from resnet_jax.training import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def records(workdir, kind):
 
 
 def last_state(workdir, config):
-    experiment = Experiment(config, load_inputs(workdir))
-    return jax.device_get(restore(workdir, experiment.abstract_state()))
+    trainer = Trainer(config, load_inputs(workdir), load_dataset("folder", config.data.dir))
+    return jax.device_get(restore(workdir, trainer.abstract_state()))
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +130,14 @@ def test_colours_are_shifted_and_the_mean_is_subtracted():
         return state, StepMetrics(metrics=zero, learning_rate=zero, gradient_norm=zero, skipped=zero)
 
     for lights in (None, lighting):
-        experiment = SimpleNamespace(
-            inputs=Inputs((4, 4, 3), ("a",), Preprocessing(mean, std), lights),
-            data_key=jax.random.key(0),
-            train_step=train_step,
-        )
+        inputs = Inputs((4, 4, 3), ("a",), Preprocessing(mean, std), lights)
+        empty = StreamedDataset("none", pathlib.Path(), (), (), ("a",))
+        data = StreamedData(empty, DataConfig(), inputs, jax.random.key(0), seed=0, by_image=None)
+        streamed_step = make_streamed_step(train_step, data.to_train_batch)
         broken = np.where(np.arange(64) < 3, 7, -1)
         batch = HostBatch(jnp.array(images), np.zeros(64, np.int32), broken, np.ones(64, bool))
         for step in (0, 1):
-            _, report = make_streamed_step(experiment)(SimpleNamespace(step=step), batch)
+            _, report = streamed_step(SimpleNamespace(step=step), batch)
             assert (report.steps, report.history.skipped.tolist()) == (1, [3.0])
         if lights is None:
             plain = (images / 255 - mean) / std
@@ -214,4 +214,4 @@ def test_mistakes(images, tmp_path):
     shutil.copytree(images, tmp_path / "copy")
     (tmp_path / "copy" / "statistics.npz").unlink()
     assert "data statistics" in mistake(dir=str(tmp_path / "copy"))
-    assert "--data.lighting is for streamed images" in mistake(name="digits")
+    assert "--data.image-size is for streamed images" in mistake(name="digits")
