@@ -34,7 +34,7 @@ format: .venv/complete
 	$(BIN)/ruff format .
 
 lock: .venv/complete
-	$(BIN)/pip-compile --quiet --extra all --extra dev --unsafe-package resnet-jax --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --extra all --extra dev --unsafe-package resnet-jax --unsafe-package pip --unsafe-package setuptools --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one never repeated.
 .venv/complete: requirements.txt
