@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError
+from resnet_jax.data.decode import FORMATS, BrokenImageError
 from resnet_jax.data.sources.label_file import FILE_NAMES, find_label_file, read_labels
 from resnet_jax.data.sources.names import Names, index_names
 from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
 from resnet_jax.errors import UserError, reason
-
-# Files of a class folder that are images; any other file there is ignored.
-EXTENSIONS = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint
         folder = images.root / class_names[missing[0]]
         more = f" and of {len(missing) - 1} more classes" if len(missing) > 1 else ""
         others = any(not _is_folder(entry) for entry in _entries(folder))
-        instead = f" (its files are none of {' '.join(sorted(EXTENSIONS))})" if others else ""
+        instead = f" (its files are none of {' '.join(sorted(FORMATS))})" if others else ""
         raise UserError(f"no images of the class {class_names[missing[0]]}{more} in {images.root}{instead}: {hint}")
 
 
@@ -209,7 +206,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     # Not is_file(): an image that is a broken link is to be reported, not left out.
-    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _is_folder(entry)
+    return os.path.splitext(entry.name)[1].lower() in FORMATS and not _is_folder(entry)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

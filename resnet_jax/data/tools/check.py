@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError, open_image, to_rgb
+from resnet_jax.data.decode import FORMATS, BrokenImageError, open_image, to_rgb
 from resnet_jax.data.processes import Advance, run_tasks
 from resnet_jax.data.sources.image_folder import list_train, list_val
 from resnet_jax.data.sources.packed import Shard, is_packed, open_split, read_manifest
@@ -23,17 +23,6 @@ from resnet_jax.errors import printable, reason
 _AT_ONCE = 64  # images of a task
 _SHOWN = 10  # names of a note in the text
 _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}  # Pillow's modes without colour
-_FORMATS = {  # of Pillow, by what a file's name ends in; MPO is a JPEG with further pictures behind it
-    ".jpeg": ("JPEG", "MPO"),
-    ".jpg": ("JPEG", "MPO"),
-    ".png": ("PNG",),
-    ".webp": ("WEBP",),
-    ".bmp": ("BMP",),
-    ".ppm": ("PPM",),
-    ".gif": ("GIF",),
-    ".tif": ("TIFF",),
-    ".tiff": ("TIFF",),
-}
 # Kinds of findings: mistakes, and what is only worth a note.
 _MISTAKES = {"unreadable": "cannot be read", "damaged_shards": "damaged files"}
 _NOTES = {
@@ -236,6 +225,7 @@ class _Examine:
             found.append(("cmyk", Finding(name)))
         if image.mode in _GREY:
             found.append(("grey", Finding(name)))
-        if self.names_tell and image.format not in _FORMATS[os.path.splitext(name)[1].lower()]:
+        form = "JPEG" if image.format == "MPO" else image.format  # that is a JPEG with further pictures behind it
+        if self.names_tell and form != FORMATS[os.path.splitext(name)[1].lower()]:
             found.append(("other_format", Finding(name, str(image.format))))
         return image.size, found
