@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from grain.sharding import ShardByJaxProcess, ShardOptions
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
@@ -27,15 +29,7 @@ from resnet_jax.parallel.devices import round_up
 _TRIES = 100  # images in a row that may be broken
 
 
-@dataclasses.dataclass(frozen=True)
-class ProcessSlice:
-    """Which rows of each batch this process reads: the part `index` of `count` equal ones."""
-
-    index: int = 0
-    count: int = 1
-
-
-_WHOLE = ProcessSlice()
+_WHOLE = ShardOptions(shard_index=0, shard_count=1)
 
 
 def training_batches(
@@ -47,7 +41,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     step: int,
-    rows: ProcessSlice = _WHOLE,
+    rows: ShardOptions = _WHOLE,
     workers: int | None = None,
 ) -> Batches:
     """Return the batches of the steps `step`, step + 1, ... without end.
@@ -64,7 +58,7 @@ def training_batches(
       batch_size: images in a batch, over all processes.
       seed: of the order, the windows and the mirroring.
       step: of the first batch.
-      rows: of this process.
+      rows: which of them this process reads.
       workers: processes; None: one a core; 0: threads of this process.
     """
     view = _TrainingView(images, window, size, flip, seed)
@@ -77,26 +71,21 @@ def evaluation_batches(
     protocol: Protocol,
     *,
     batch_size: int,
-    rows: ProcessSlice = _WHOLE,
+    rows: ShardOptions = _WHOLE,
     workers: int | None = None,
 ) -> Batches:
-    """Return batches that hold every image once; the last one is filled up with rows that do not count.
+    """Return batches that hold every image once, in one view; the last one is filled up with rows that do not count.
 
-    Args:
-      images: to test on.
-      protocol: "single".
-      batch_size: images in a batch, over all processes.
-      rows: of this process.
-      workers: processes; None: one a core; 0: threads of this process.
+    See training_batches().
     """
     whole = -(-len(images) // batch_size) * batch_size
     stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
     return Batches(_batches(stream, batch_size, rows), workers)
 
 
-def _batches(stream: grain.MapDataset, batch_size: int, rows: ProcessSlice) -> grain.MapDataset:
+def _batches(stream: grain.MapDataset, batch_size: int, rows: ShardOptions) -> grain.MapDataset:
     """Cut a stream of rows into batches; whole batches are what worker processes prepare."""
-    return stream.batch(batch_size // rows.count)[rows.index :: rows.count]
+    return stream.batch(batch_size // rows.shard_count)[rows.shard_index :: rows.shard_count]
 
 
 Row = tuple[np.ndarray, np.int32, np.int32, np.bool_]  # of a HostBatch
@@ -184,7 +173,7 @@ class StreamedData:
         self._splits: dict[str, EncodedImages] = {name: split for name, split in splits.items() if split is not None}
         self.train_images = len(dataset.train)
         self.held_out = tuple(name for name in self._splits if name != "train")
-        self._rows = ProcessSlice(jax.process_index(), jax.process_count())
+        self._rows = ShardByJaxProcess()
         height, width, _ = inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
         self._batches: Batches | None = None
@@ -192,11 +181,10 @@ class StreamedData:
         self._unreadable: list[str] = []
 
     def begin(self, step: int) -> tuple[HostBatch]:
-        size, config = self._protocol.input_size[0], self._config
-        window = scale_window(size, config.shorter_side) if config.crop == "scale" else area_window
+        config, (size, _) = self._config, self._protocol.input_size
         self._batches = training_batches(
             self._splits["train"],
-            window,
+            scale_window(size, config.shorter_side) if config.crop == "scale" else area_window,
             size=size,
             flip=config.flip,
             batch_size=config.batch_size,
@@ -205,12 +193,9 @@ class StreamedData:
             rows=self._rows,
             workers=config.workers,
         )
-
-        def of_images(shape: tuple[int, ...], dtype: Any) -> Any:
-            return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=self._by_image)
-
-        shapes = of_images((size, size, 3), jnp.uint8), *(of_images((), t) for t in (jnp.int32, jnp.int32, jnp.bool_))
-        return (HostBatch(*shapes),)
+        shape: Any = partial(jax.ShapeDtypeStruct, sharding=self._by_image)  # they stand for arrays
+        numbers, mask = (shape((config.batch_size,), dtype) for dtype in (jnp.int32, jnp.bool_))
+        return (HostBatch(shape((config.batch_size, size, size, 3), jnp.uint8), numbers, numbers, mask),)
 
     def train_arrays(self, count: int) -> tuple[HostBatch]:
         del count  # 1

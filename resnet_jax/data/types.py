@@ -74,13 +74,7 @@ class EncodedImages(Protocol):
 class StreamedDataset:
     """A classification data set of images of many sizes; `validation` is None unless it was split off `train`.
 
-    Attributes:
-      name: of the data set.
-      folder: of the data set, where its statistics lie.
-      train: to train on.
-      test: to test on.
-      class_names: of the labels.
-      validation: images held out.
+    Its statistics lie in `folder`.
     """
 
     name: str
@@ -98,7 +92,7 @@ class TrainingData(Protocol):
     """A data set that a network is trained and tested on, batch by batch, as arrays on the devices.
 
     Attributes:
-      train_images: how many there are.
+      train_images: how many.
       held_out: the other splits: "test", and "validation" if there is one.
       most_steps: the most steps in one dispatch to the devices.
       streamed: whether images are read while it trains.
@@ -144,20 +138,12 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Images to test on, of any size.
-
-    Attributes:
-      name: of the data set.
-      images: as many as there are labels.
-      labels: [N] int32.
-      ids: what names each image to a reader: its number or its file.
-      class_names: of the labels.
-    """
+    """Images to test on, of any size."""
 
     name: str
     images: Images
-    labels: np.ndarray
-    ids: tuple[str, ...]
+    labels: np.ndarray  # [N] int32
+    ids: tuple[str, ...]  # what names each image to a reader: its number or its file
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
