@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import normalize, random_crop, random_flip
-from resnet_jax.data.types import Batch, Dataset, Preprocessing
+from resnet_jax.data.types import Batch, Dataset, Preprocessing, TrainingData
 from resnet_jax.parallel.devices import round_up
 
 DeviceSplit = tuple[jax.Array, jax.Array]  # images [N, H, W, C] uint8, labels [N] int32
@@ -97,14 +97,12 @@ class Sampler:
         return normalize(images, *self.preprocessing), labels
 
 
-class ResidentData:
-    """A data set whose images lie on every device: order, augmentation and many steps are one dispatch; TrainingData.
+class ResidentData(TrainingData):
+    """A data set whose images lie on every device: order, augmentation and many steps are one dispatch.
 
     Attributes:
       sampler: batches for training.
     """
-
-    streamed = False
 
     def __init__(
         self,
@@ -128,12 +126,9 @@ class ResidentData:
           replicated: how splits lie on the devices.
           by_image: how batches do.
         """
-        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-        self._splits = {name: split for name, split in splits.items() if split is not None}
+        super().__init__(dataset)
         self._on_devices: dict[str, DeviceSplit] = {}
         self._replicated = replicated
-        self.train_images = len(dataset.train)
-        self.held_out = tuple(name for name in self._splits if name != "train")
         self.most_steps = most_steps
         self.sampler = Sampler(
             key,
@@ -167,14 +162,8 @@ class ResidentData:
         images, labels = self.sampler.take(split, jnp.minimum(positions, last))
         return Batch(images, labels, positions <= last)
 
-    def unreadable(self) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        pass
-
     def _put(self, name: str) -> DeviceSplit:
         if name not in self._on_devices:
-            split = self._splits[name]
+            split = self.splits[name]
             self._on_devices[name] = jax.device_put((split.images, split.labels), self._replicated)
         return self._on_devices[name]

@@ -21,7 +21,7 @@ from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
 from resnet_jax.data.read_ahead import Batches
-from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
+from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset, TrainingData
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import round_up
@@ -139,13 +139,12 @@ class _TestView:
         return nothing, np.int32(0), np.int32(broken), np.bool_(False)
 
 
-class StreamedData:
-    """Images that are read, decoded and cropped by worker processes; one step is one dispatch; TrainingData.
+class StreamedData(TrainingData):
+    """Images that are read, decoded and cropped by worker processes; one step is one dispatch.
 
     Each process reads the rows of the batches that lie on its own devices.
     """
 
-    most_steps = 1
     streamed = True
 
     def __init__(
@@ -168,11 +167,8 @@ class StreamedData:
           seed: of the order, the crops and the mirroring.
           by_image: how batches lie on the devices.
         """
+        super().__init__(dataset)
         self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
-        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-        self._splits: dict[str, EncodedImages] = {name: split for name, split in splits.items() if split is not None}
-        self.train_images = len(dataset.train)
-        self.held_out = tuple(name for name in self._splits if name != "train")
         self._rows = ShardByJaxProcess()
         height, width, _ = inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
@@ -183,7 +179,7 @@ class StreamedData:
     def begin(self, step: int) -> tuple[HostBatch]:
         config, (size, _) = self._config, self._protocol.input_size
         self._batches = training_batches(
-            self._splits["train"],
+            self.splits["train"],
             scale_window(size, config.shorter_side) if config.crop == "scale" else area_window,
             size=size,
             flip=config.flip,
@@ -212,7 +208,7 @@ class StreamedData:
 
     def eval_arrays(self, split: str) -> Generator[HostBatch, None, None]:
         batches = evaluation_batches(
-            self._splits[split],
+            self.splits[split],
             self._protocol,
             batch_size=round_up(self._config.eval_batch_size),
             rows=self._rows,
@@ -239,5 +235,5 @@ class StreamedData:
             if (split, index) not in self._named:
                 self._named.add((split, index))
                 name = "training" if split == "train" else split
-                self._unreadable.append(f"{name} image {self._splits[split].id(index)}")
+                self._unreadable.append(f"{name} image {self.splits[split].id(index)}")
         return HostBatch(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

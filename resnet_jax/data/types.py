@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
@@ -88,44 +89,48 @@ class StreamedDataset:
 AnyDataset = Dataset | StreamedDataset
 
 
-class TrainingData(Protocol):
+class TrainingData(abc.ABC):
     """A data set that a network is trained and tested on, batch by batch, as arrays on the devices.
 
     Attributes:
+      splits: by name: "train", "test", and "validation" if there is one.
+      held_out: the names of those that are not trained on.
       train_images: how many.
-      held_out: the other splits: "test", and "validation" if there is one.
       most_steps: the most steps in one dispatch to the devices.
       streamed: whether images are read while it trains.
     """
 
-    train_images: int
-    held_out: tuple[str, ...]
-    most_steps: int
-    streamed: bool
+    most_steps = 1
+    streamed = False
 
+    def __init__(self, dataset: AnyDataset):
+        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+        self.splits: dict[str, Any] = {name: split for name, split in splits.items() if split is not None}
+        self.held_out = tuple(name for name in self.splits if name != "train")
+        self.train_images = len(dataset.train)
+
+    @abc.abstractmethod
     def begin(self, step: int) -> Any:
         """Go to the images of the step after `step`; return the shapes of what train_arrays() returns."""
-        ...
 
+    @abc.abstractmethod
     def train_arrays(self, count: int) -> Any:
         """Return what the jitted training program takes beside the state, for the next `count` steps."""
-        ...
 
+    @abc.abstractmethod
     def eval_arrays(self, split: str) -> Generator[Any, None, None]:
         """Yield what to_eval_batch() takes: every image of a held-out split once, single view."""
-        ...
 
+    @abc.abstractmethod
     def to_eval_batch(self, arrays: Any) -> Batch:
         """Make a batch inside a jitted function."""
-        ...
 
     def unreadable(self) -> list[str]:
         """Return the images that could not be read since the last call, such as "training image n01440764/1.JPEG"."""
-        ...
+        return []
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
         """End what reads images."""
-        ...
 
 
 class Images(Protocol):
