@@ -96,12 +96,6 @@ def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bo
     The result is what resizing the whole image and then cropping would give, but only the crop is computed, and where
     the image is at least twice as large as needed a JPEG is decoded at a half, a quarter or an eighth of its size.
 
-    Args:
-      image: of open_image().
-      window: of it.
-      size: height and width of the result in pixels.
-      mirrored: whether the result is mirrored left to right.
-
     Raises:
       BrokenImageError: it cannot be decoded.
     """

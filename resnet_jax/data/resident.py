@@ -18,15 +18,10 @@ DeviceSplit = tuple[jax.Array, jax.Array]  # images [N, H, W, C] uint8, labels [
 
 
 class Orders(NamedTuple):
-    """The order of the images in the epochs that some steps draw from.
+    """The order of the images in the epochs that some steps draw from."""
 
-    Attributes:
-      first_epoch: int32 scalar.
-      permutations: [epochs, num_images] int32, from first_epoch on.
-    """
-
-    first_epoch: jax.Array
-    permutations: jax.Array
+    first_epoch: jax.Array  # int32 scalar
+    permutations: jax.Array  # [epochs, num_images] int32, from first_epoch on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +32,7 @@ class Sampler:
     exactly once an epoch, no remainder is dropped, and a batch may straddle two epochs.
 
     Attributes:
-      key: random key of the run.
-      preprocessing: mean and std.
-      batch_size: images in a batch.
+      key: random key of order and augmentation.
       num_images: size of the split.
       padding: of the random crop, in pixels; 0 for no crop.
       flip: whether images are mirrored at random.
@@ -118,9 +111,7 @@ class ResidentData(TrainingData):
         """Take a data set; splits are copied to the devices when they are first needed.
 
         Args:
-          dataset: in memory.
-          config: of the batches and the augmentation.
-          preprocessing: mean and std.
+          dataset, config, preprocessing: of the run.
           key: random key of order and augmentation.
           most_steps: the most steps in one dispatch.
           replicated: how splits lie on the devices.

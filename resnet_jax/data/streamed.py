@@ -53,9 +53,9 @@ def training_batches(
     Args:
       images: to train on.
       window: what is cropped.
-      size: of the crops in pixels.
+      size: of the crops, in pixels.
       flip: whether images are mirrored at random.
-      batch_size: images in a batch, over all processes.
+      batch_size: over all processes.
       seed: of the order, the windows and the mirroring.
       step: of the first batch.
       rows: which of them this process reads.
@@ -160,9 +160,7 @@ class StreamedData(TrainingData):
         """Take a data set; nothing is read yet.
 
         Args:
-          dataset: of images of many sizes.
-          config: of the batches, the crops and the workers.
-          inputs: of the network.
+          dataset, config, inputs: of the run.
           key: random key of the colours.
           seed: of the order, the crops and the mirroring.
           by_image: how batches lie on the devices.

@@ -166,18 +166,14 @@ class Batch(NamedTuple):
 class HostBatch(NamedTuple):
     """A whole batch on the devices, or this process's rows of it as NumPy arrays.
 
-    Attributes:
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N].
-      broken: int32 [N]: -1, or the number of the image that could not be read. In training another one stands in its
-        place.
-      mask: bool [N]: False for what must not count: broken images, and the rows that fill up the last batch.
+    `broken` is -1, or the number of the image that could not be read; in training another one stands in its place.
+    `mask` is False for what must not count: broken images, and the rows that fill up the last batch.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    broken: jax.Array
-    mask: jax.Array
+    images: jax.Array  # [N, H, W, 3] uint8
+    labels: jax.Array  # [N] int32
+    broken: jax.Array  # [N] int32
+    mask: jax.Array  # [N] bool
 
 
 class Preprocessing(NamedTuple):
@@ -188,19 +184,12 @@ class Preprocessing(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the weights take and give.
+    """What the weights take and give; `lighting` is for augment.random_lighting() in training."""
 
-    Attributes:
-      image_shape: height, width, channels.
-      class_names: of the outputs.
-      preprocessing: mean and std.
-      lighting: colour augmentation in training, [3, 3] float32; None for none. See augment.random_lighting.
-    """
-
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # height, width, channels
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    lighting: np.ndarray | None = None
+    lighting: np.ndarray | None = None  # [3, 3] float32
 
 
 def check_inputs(inputs: Inputs) -> None:

@@ -20,17 +20,11 @@ from resnet_jax.errors import UserError, reason
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Image files and their labels: EncodedImages.
+    """Image files and their labels: EncodedImages."""
 
-    Attributes:
-      root: the folder of the split.
-      names: paths below it.
-      labels: [N] int32.
-    """
-
-    root: Path
-    names: Names
-    labels: np.ndarray
+    root: Path  # the folder of the split
+    names: Names  # paths below it
+    labels: np.ndarray  # [N] int32
 
     @classmethod
     def of(cls, root: Path, entries: Iterable[tuple[int, str]]) -> ImageFolder:

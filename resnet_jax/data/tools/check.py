@@ -119,10 +119,6 @@ def _some(names: Sequence[str]) -> str:
 def check(data_dir: Path, *, workers: int = 1) -> Report:
     """Decode every image of a folder, with or without val/, or of packed images.
 
-    Args:
-      data_dir: the folder that holds train/ or manifest.json.
-      workers: processes.
-
     Raises:
       UserError: the folder, or a file that lists the images, is wrong.
     """

@@ -44,12 +44,7 @@ class Statistics(NamedTuple):
 
 
 def compute_statistics(images: EncodedImages, image_size: int, *, workers: int = 1) -> Statistics:
-    """Read all images once.
-
-    Args:
-      images: the training images.
-      image_size: height and width of the mean image, in pixels.
-      workers: processes.
+    """Read all training images once; the mean image is of image_size pixels in height and width.
 
     Raises:
       UserError: no image can be read.
