@@ -99,8 +99,8 @@ class _Worker:
             raise _Stopped
 
 
-def follow_parent() -> None:
-    """Make this worker process leave Ctrl-C to its parent, and end with it, also if that is killed."""
+def follow_parent(*_: int) -> None:
+    """Make this worker process (grain says which) leave Ctrl-C to its parent, and end with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

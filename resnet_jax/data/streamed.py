@@ -29,9 +29,6 @@ from resnet_jax.parallel.devices import round_up
 _TRIES = 100  # images in a row that may be broken
 
 
-_WHOLE = ShardOptions(shard_index=0, shard_count=1)
-
-
 def training_batches(
     images: EncodedImages,
     window: RandomWindow,
@@ -41,7 +38,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     step: int,
-    rows: ShardOptions = _WHOLE,
+    rows: ShardOptions | None = None,
     workers: int | None = None,
 ) -> Batches:
     """Return the batches of the steps `step`, step + 1, ... without end.
@@ -58,7 +55,7 @@ def training_batches(
       batch_size: over all processes.
       seed: of the order, the windows and the mirroring.
       step: of the first batch.
-      rows: which of them this process reads.
+      rows: which part of each batch this process reads; None: that which lies on its devices.
       workers: processes; None: one a core; 0: threads of this process.
     """
     view = _TrainingView(images, window, size, flip, seed)
@@ -71,7 +68,7 @@ def evaluation_batches(
     protocol: Protocol,
     *,
     batch_size: int,
-    rows: ShardOptions = _WHOLE,
+    rows: ShardOptions | None = None,
     workers: int | None = None,
 ) -> Batches:
     """Return batches that hold every image once, in one view; the last one is filled up with rows that do not count.
@@ -83,8 +80,9 @@ def evaluation_batches(
     return Batches(_batches(stream, batch_size, rows), workers)
 
 
-def _batches(stream: grain.MapDataset, batch_size: int, rows: ShardOptions) -> grain.MapDataset:
+def _batches(stream: grain.MapDataset, batch_size: int, rows: ShardOptions | None) -> grain.MapDataset:
     """Cut a stream of rows into batches; whole batches are what worker processes prepare."""
+    rows = rows or ShardByJaxProcess()
     return stream.batch(batch_size // rows.shard_count)[rows.shard_index :: rows.shard_count]
 
 
@@ -167,7 +165,6 @@ class StreamedData(TrainingData):
         """
         super().__init__(dataset)
         self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
-        self._rows = ShardByJaxProcess()
         height, width, _ = inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
         self._batches: Batches | None = None
@@ -184,7 +181,6 @@ class StreamedData(TrainingData):
             batch_size=config.batch_size,
             seed=self._seed,
             step=step,
-            rows=self._rows,
             workers=config.workers,
         )
         shape: Any = partial(jax.ShapeDtypeStruct, sharding=self._by_image)  # they stand for arrays
@@ -209,7 +205,6 @@ class StreamedData(TrainingData):
             self.splits[split],
             self._protocol,
             batch_size=round_up(self._config.eval_batch_size),
-            rows=self._rows,
             workers=self._config.workers,
         )
         with batches:
