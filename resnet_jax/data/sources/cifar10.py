@@ -128,10 +128,11 @@ def _read_folder(folder: Path, form: _Form) -> list[Split]:
     for name in form.files:
         path = folder / name
         try:
-            content = path.read_bytes()
+            splits.append(_to_split(*form.decode(name, path.read_bytes())))
         except OSError as error:
             raise UserError(f"{path}: could not be read ({reason(error)}); {form.way_out}") from error
-        splits.append(_to_split(form, name, content, str(path)))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; {form.way_out}") from error
     return splits
 
 
@@ -146,16 +147,12 @@ def _read_archive(path: Path) -> list[Split]:
             files = {Path(member.name).name: file.read() for member in tar if (file := tar.extractfile(member))}
     except OSError as error:
         raise UserError(f"{path}: could not be read ({reason(error)}); {BINARY.way_out}") from error
-    return [_to_split(form, name, files[name], f"{path} ({name})") for name in form.files]
+    return [_to_split(*form.decode(name, files[name])) for name in form.files]
 
 
-def _to_split(form: _Form, name: str, content: bytes, source: str) -> Split:
-    try:
-        planes, labels = form.decode(name, content)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}; {form.way_out}") from error
-    images = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return Split(images, labels.astype(np.int32))
+def _to_split(planes: np.ndarray, labels: np.ndarray) -> Split:
+    images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
 def _download(data_dir: Path) -> None:
