@@ -26,7 +26,7 @@ Advance = Callable[[int], None]
 
 
 def run_tasks(
-    function: Callable[[T, Advance], R], tasks: Sequence[T], *, workers: int, title: str, images: int, done: int = 0
+    function: Callable[[T, Advance], R], tasks: Sequence[T], *, workers: int, images: int, done: int = 0
 ) -> Iterator[R]:
     """Yield function(task, advance) of each task, in order.
 
@@ -34,17 +34,16 @@ def run_tasks(
       function: can be pickled; each process gets it once, so what all tasks need belongs into it.
       tasks: small ones.
       workers: processes; 1 or less: this one.
-      title: beside the progress bar.
       images: how many there are, for the progress bar.
       done: those of them that were done before.
 
     Raises:
       CommandError: a process was killed, or whatever the function raises.
     """
-    columns = (TextColumn(title), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
     console = Console(stderr=True, highlight=False)  # stdout is for the result
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(title, total=images, completed=done)
+        bar = progress.add_task("images", total=images, completed=done)
         if workers <= 1:
             for task in tasks:
                 yield function(task, partial(progress.advance, bar))

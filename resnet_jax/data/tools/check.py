@@ -143,7 +143,7 @@ def check(data_dir: Path, *, workers: int = 1) -> Report:
     findings = {name: {kind: [] for kind in (*_MISTAKES, *_NOTES)} for name in splits}
     examine = _Examine(data_dir, splits, names_tell=manifest is None)
     images = sum(map(len, splits.values()))
-    done = run_tasks(examine, tasks, workers=workers, title="images", images=images)
+    done = run_tasks(examine, tasks, workers=workers, images=images)
     for task, (sizes_of_task, findings_of_task) in zip(tasks, done, strict=True):
         sizes[task.split].append(sizes_of_task)
         for kind, finding in findings_of_task:

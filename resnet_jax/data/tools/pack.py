@@ -182,7 +182,7 @@ def _write_shards(write: _WriteShard, tasks: list[_Task], workers: int) -> None:
     left = [task for task in tasks if not _is_written(write.out, task)]
     images = sum(task.stop - task.start for task in tasks)
     done = images - sum(task.stop - task.start for task in left)
-    for _ in run_tasks(write, left, workers=workers, title="images", images=images, done=done):
+    for _ in run_tasks(write, left, workers=workers, images=images, done=done):
         pass
 
 

@@ -52,7 +52,7 @@ def compute_statistics(images: EncodedImages, image_size: int, *, workers: int =
     protocol = make_protocol("single", (image_size, image_size))
     starts = range(0, len(images), _AT_ONCE)
     pixels, products, readable = np.zeros((image_size, image_size, 3), np.int64), np.zeros((3, 3), np.int64), 0
-    for part in run_tasks(_Sums(images, protocol), starts, workers=workers, title="images", images=len(images)):
+    for part in run_tasks(_Sums(images, protocol), starts, workers=workers, images=len(images)):
         pixels += part[0]
         products += part[1]
         readable += part[2]
