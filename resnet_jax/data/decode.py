@@ -14,7 +14,18 @@ from resnet_jax.errors import reason
 # An image that is not compressed: this, height and width as 32-bit numbers, then its RGB bytes.
 _RAW_MAGIC = b"RGB8"
 _RAW_HEADER = struct.Struct("<4sII")
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")  # Pillow's others may start other programs
+# What is read, in Pillow's words, by what a file's name ends in. Pillow's other formats may start other programs.
+FORMATS = {
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".ppm": "PPM",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 _MOST_PIXELS = 89_478_485  # where Pillow warns of a bomb; the largest photograph of ImageNet has 61 million
 _MOST_RATIO = 100  # of the sides; with its shorter side resized to 256, a line of pixels would fill the memory
 
@@ -49,15 +60,15 @@ def open_image(data: bytes) -> Image.Image:
             _, height, width = _RAW_HEADER.unpack_from(data)
             _check_size(width, height)
             return Image.frombuffer("RGB", (width, height), data[_RAW_HEADER.size :], "raw", "RGB", 0, 1)
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError as error:
-        raise BrokenImageError("no image" if data else "the file is empty") from error
+        image = Image.open(io.BytesIO(data), formats=list(FORMATS.values()))
+        _check_size(*image.size)
+        return image
     except BrokenImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise BrokenImageError("no image" if data else "the file is empty") from error
     except Exception as error:  # Pillow's readers raise what they please for a damaged file
         raise BrokenImageError(reason(error)) from error
-    _check_size(*image.size)
-    return image
 
 
 def _check_size(width: int, height: int) -> None:
@@ -85,22 +96,11 @@ def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bo
     The result is what resizing the whole image and then cropping would give, but only the crop is computed, and where
     the image is at least twice as large as needed a JPEG is decoded at a half, a quarter or an eighth of its size.
 
-    Args:
-      image: of open_image().
-      window: of it.
-      size: height and width of the result in pixels.
-      mirrored: whether the result is mirrored left to right.
-
     Raises:
       BrokenImageError: it cannot be decoded.
     """
     width, height = image.size
-    whole = (int(width * size / window.width), int(height * size / window.height))
-    try:
-        image.draft("RGB", whole)  # a JPEG only; not smaller than that
-    except Exception as error:
-        raise BrokenImageError(reason(error)) from error
-    image = to_rgb(image)
+    image = to_rgb(image, (int(width * size / window.width), int(height * size / window.height)))
     x, y = image.width / width, image.height / height
     box = (
         window.left * x,
@@ -112,13 +112,15 @@ def decode_window(image: Image.Image, window: Window, size: int, *, mirrored: bo
     return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image.
+def to_rgb(image: Image.Image, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """Decode an image; a JPEG perhaps at a fraction of its size, but not smaller than `at_least` (width, height).
 
     Raises:
       BrokenImageError: it cannot be decoded.
     """
     try:
+        if at_least:
+            image.draft("RGB", at_least)
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     except Exception as error:  # Pillow's readers raise what they please for a damaged file

@@ -50,11 +50,8 @@ def load_data(config: Config) -> AnyDataset:
 def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing | None = None) -> Inputs:
     """Put together what the network takes and gives.
 
-    Args:
-      config: of the run.
-      dataset: of the run.
-      trained: preprocessing that belongs to weights which the run begins with; None for the given channel statistics,
-        or the mean image of the training images.
+    Preprocessing is that of the weights which the run begins with (`trained`), or else has the given mean, or else the
+    mean image of the training images.
 
     Raises:
       UserError: the statistics of streamed images are needed and not there, they or others are not finite, or an option

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -26,7 +26,7 @@ Advance = Callable[[int], None]
 
 
 def run_tasks(
-    function: Callable[[T, Advance], R], tasks: Sequence[T], *, workers: int, title: str, images: int, done: int = 0
+    function: Callable[[T, Advance], R], tasks: Sequence[T], *, workers: int, images: int, done: int = 0
 ) -> Iterator[R]:
     """Yield function(task, advance) of each task, in order.
 
@@ -34,38 +34,33 @@ def run_tasks(
       function: can be pickled; each process gets it once, so what all tasks need belongs into it.
       tasks: small ones.
       workers: processes; 1 or less: this one.
-      title: beside the progress bar.
       images: how many there are, for the progress bar.
       done: those of them that were done before.
 
     Raises:
       CommandError: a process was killed, or whatever the function raises.
     """
-    with _progress_bar(title, images, done) as advance_to:
+    columns = (TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)  # stdout is for the result
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("images", total=images, completed=done)
         if workers <= 1:
-            counted = done
-
-            def advance(images: int) -> None:
-                nonlocal counted
-                counted += images
-                advance_to(counted)
-
             for task in tasks:
-                yield function(task, advance)
+                yield function(task, partial(progress.advance, bar))
             return
         context = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads in the middle of something
         count, stop = context.Value("q", done), context.Event()
         pool = futures.ProcessPoolExecutor(
-            min(workers, len(tasks)) or 1, context, initializer=_begin, initargs=(function, count, stop)
+            min(workers, len(tasks)) or 1, context, initializer=_Worker.begin, initargs=(function, count, stop)
         )
         try:
-            waiting = collections.deque(pool.submit(_run, task) for task in tasks)
+            waiting = collections.deque(pool.submit(_Worker.run, task) for task in tasks)
             while waiting:
                 future = waiting.popleft()  # a future keeps its result
                 while not futures.wait([future], timeout=0.2).done:
-                    advance_to(count.value)
+                    progress.update(bar, completed=count.value)
                 yield future.result()
-            advance_to(count.value)
+            progress.update(bar, completed=count.value)
         except BrokenProcessPool as error:
             raise CommandError(
                 "a worker process was killed, perhaps as memory ran out: run it again with fewer --workers"
@@ -75,44 +70,36 @@ def run_tasks(
             pool.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def _progress_bar(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar where there is a terminal; yield a function that is told how many are done."""
-    columns = (TextColumn(title), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False)  # stdout is for the result
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(title, total=total, completed=done)
-        yield lambda done: progress.update(bar, completed=done)
-
-
 class _Stopped(Exception):
     """The command ends; nobody waits for this task's result."""
 
 
-# Of a worker process: what _run calls. Set once, so that it need not travel with each task.
-_function: Callable[[Any, Advance], Any]
-_advance: Advance
+class _Worker:
+    """What a worker process has: set once, as the function need not travel with each task, and the others cannot."""
 
+    function: Callable[[Any, Advance], Any]
+    count: Any  # of images done, shared by all processes
+    stop: Any  # an event: the command ends
 
-def _begin(function: Callable[[Any, Advance], Any], count: Any, stop: Any) -> None:
-    global _function, _advance
-    follow_parent()
+    @classmethod
+    def begin(cls, function: Callable[[Any, Advance], Any], count: Any, stop: Any) -> None:
+        follow_parent()
+        cls.function, cls.count, cls.stop = staticmethod(function), count, stop
 
-    def advance(images: int) -> None:
-        with count.get_lock():
-            count.value += images
-        if stop.is_set():
+    @classmethod
+    def run(cls, task: Any) -> Any:
+        return cls.function(task, cls.advance)
+
+    @classmethod
+    def advance(cls, images: int) -> None:
+        with cls.count.get_lock():
+            cls.count.value += images
+        if cls.stop.is_set():
             raise _Stopped
 
-    _function, _advance = function, advance
 
-
-def _run(task: Any) -> Any:
-    return _function(task, _advance)
-
-
-def follow_parent() -> None:
-    """Make this worker process leave Ctrl-C to its parent, and end with it, also if that is killed."""
+def follow_parent(*_: int) -> None:
+    """Make this worker process (grain says which) leave Ctrl-C to its parent, and end with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

@@ -35,7 +35,7 @@ class Batches:
         elements = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
         if workers:
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-            elements = elements.mp_prefetch(options, worker_init_fn=_begin_worker)
+            elements = elements.mp_prefetch(options, worker_init_fn=follow_parent)
         self._iterator: Any = iter(elements)
         self._iterator.start_prefetch()  # while the caller prepares what it needs
 
@@ -74,8 +74,3 @@ class Batches:
         self._iterator.close()
         self._iterator = None
         gc.collect()  # grain's iterators are cycles, and hold the last batch in shared memory
-
-
-def _begin_worker(index: int, count: int) -> None:
-    del index, count
-    follow_parent()

@@ -1,4 +1,4 @@
-"""Checked splits, validation images held out of the training images, and images to test on."""
+"""Validation images held out of the training images, and images to test on."""
 
 from __future__ import annotations
 
@@ -9,29 +9,6 @@ import numpy as np
 from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.types import AnyDataset, Dataset, EncodedImages, LabelledImages, Split
 from resnet_jax.errors import UserError
-
-
-def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, source: str) -> Split:
-    """Check images [N, H, W, C] and labels [N] of `source` (named in errors) and return them as a Split.
-
-    Raises:
-      UserError: not uint8 images of one size, no images at all, labels that are no whole numbers, counts that differ,
-        or a label out of range.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise UserError(f"{source}: expected uint8 images [N, H, W, C], found {images.dtype} {images.shape}")
-    if len(images) != len(labels) or not len(images):
-        raise UserError(f"{source}: {len(images)} images and {len(labels)} labels; expected one label an image")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":  # NaN would pass the next check, and [N, 1] broadcast later
-        raise UserError(f"{source}: expected labels [N] that are whole numbers, found {labels.dtype} {labels.shape}")
-    # Out of range, a one-hot label would silently be all zeros, and an index be clipped.
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(outside):
-        raise UserError(
-            f"{source}: label {labels[outside[0]]} of image {outside[0]} is outside 0..{num_classes - 1}"
-            f" ({len(outside)} such labels): the file is damaged or not of this data set"
-        )
-    return Split(images, labels.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

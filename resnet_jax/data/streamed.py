@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from grain.sharding import ShardByJaxProcess, ShardOptions
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
 from resnet_jax.data.read_ahead import Batches
-from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
+from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset, TrainingData
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import round_up
 
 _TRIES = 100  # images in a row that may be broken
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessSlice:
-    """Which rows of each batch this process reads: the part `index` of `count` equal ones."""
-
-    index: int = 0
-    count: int = 1
-
-
-_WHOLE = ProcessSlice()
 
 
 def training_batches(
@@ -47,7 +38,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     step: int,
-    rows: ProcessSlice = _WHOLE,
+    rows: ShardOptions | None = None,
     workers: int | None = None,
 ) -> Batches:
     """Return the batches of the steps `step`, step + 1, ... without end.
@@ -59,12 +50,12 @@ def training_batches(
     Args:
       images: to train on.
       window: what is cropped.
-      size: of the crops in pixels.
+      size: of the crops, in pixels.
       flip: whether images are mirrored at random.
-      batch_size: images in a batch, over all processes.
+      batch_size: over all processes.
       seed: of the order, the windows and the mirroring.
       step: of the first batch.
-      rows: of this process.
+      rows: which part of each batch this process reads; None: that which lies on its devices.
       workers: processes; None: one a core; 0: threads of this process.
     """
     view = _TrainingView(images, window, size, flip, seed)
@@ -77,26 +68,22 @@ def evaluation_batches(
     protocol: Protocol,
     *,
     batch_size: int,
-    rows: ProcessSlice = _WHOLE,
+    rows: ShardOptions | None = None,
     workers: int | None = None,
 ) -> Batches:
-    """Return batches that hold every image once; the last one is filled up with rows that do not count.
+    """Return batches that hold every image once, in one view; the last one is filled up with rows that do not count.
 
-    Args:
-      images: to test on.
-      protocol: "single".
-      batch_size: images in a batch, over all processes.
-      rows: of this process.
-      workers: processes; None: one a core; 0: threads of this process.
+    See training_batches().
     """
     whole = -(-len(images) // batch_size) * batch_size
     stream = grain.MapDataset.range(whole).map(_TestView(images, protocol))
     return Batches(_batches(stream, batch_size, rows), workers)
 
 
-def _batches(stream: grain.MapDataset, batch_size: int, rows: ProcessSlice) -> grain.MapDataset:
+def _batches(stream: grain.MapDataset, batch_size: int, rows: ShardOptions | None) -> grain.MapDataset:
     """Cut a stream of rows into batches; whole batches are what worker processes prepare."""
-    return stream.batch(batch_size // rows.count)[rows.index :: rows.count]
+    rows = rows or ShardByJaxProcess()
+    return stream.batch(batch_size // rows.shard_count)[rows.shard_index :: rows.shard_count]
 
 
 Row = tuple[np.ndarray, np.int32, np.int32, np.bool_]  # of a HostBatch
@@ -150,13 +137,12 @@ class _TestView:
         return nothing, np.int32(0), np.int32(broken), np.bool_(False)
 
 
-class StreamedData:
-    """Images that are read, decoded and cropped by worker processes; one step is one dispatch; TrainingData.
+class StreamedData(TrainingData):
+    """Images that are read, decoded and cropped by worker processes; one step is one dispatch.
 
     Each process reads the rows of the batches that lie on its own devices.
     """
 
-    most_steps = 1
     streamed = True
 
     def __init__(
@@ -172,19 +158,13 @@ class StreamedData:
         """Take a data set; nothing is read yet.
 
         Args:
-          dataset: of images of many sizes.
-          config: of the batches, the crops and the workers.
-          inputs: of the network.
+          dataset, config, inputs: of the run.
           key: random key of the colours.
           seed: of the order, the crops and the mirroring.
           by_image: how batches lie on the devices.
         """
+        super().__init__(dataset)
         self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
-        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
-        self._splits: dict[str, EncodedImages] = {name: split for name, split in splits.items() if split is not None}
-        self.train_images = len(dataset.train)
-        self.held_out = tuple(name for name in self._splits if name != "train")
-        self._rows = ProcessSlice(jax.process_index(), jax.process_count())
         height, width, _ = inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
         self._batches: Batches | None = None
@@ -192,25 +172,20 @@ class StreamedData:
         self._unreadable: list[str] = []
 
     def begin(self, step: int) -> tuple[HostBatch]:
-        size, config = self._protocol.input_size[0], self._config
-        window = scale_window(size, config.shorter_side) if config.crop == "scale" else area_window
+        config, (size, _) = self._config, self._protocol.input_size
         self._batches = training_batches(
-            self._splits["train"],
-            window,
+            self.splits["train"],
+            scale_window(size, config.shorter_side) if config.crop == "scale" else area_window,
             size=size,
             flip=config.flip,
             batch_size=config.batch_size,
             seed=self._seed,
             step=step,
-            rows=self._rows,
             workers=config.workers,
         )
-
-        def of_images(shape: tuple[int, ...], dtype: Any) -> Any:
-            return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=self._by_image)
-
-        shapes = of_images((size, size, 3), jnp.uint8), *(of_images((), t) for t in (jnp.int32, jnp.int32, jnp.bool_))
-        return (HostBatch(*shapes),)
+        shape: Any = partial(jax.ShapeDtypeStruct, sharding=self._by_image)  # they stand for arrays
+        numbers, mask = (shape((config.batch_size,), dtype) for dtype in (jnp.int32, jnp.bool_))
+        return (HostBatch(shape((config.batch_size, size, size, 3), jnp.uint8), numbers, numbers, mask),)
 
     def train_arrays(self, count: int) -> tuple[HostBatch]:
         del count  # 1
@@ -227,10 +202,9 @@ class StreamedData:
 
     def eval_arrays(self, split: str) -> Generator[HostBatch, None, None]:
         batches = evaluation_batches(
-            self._splits[split],
+            self.splits[split],
             self._protocol,
             batch_size=round_up(self._config.eval_batch_size),
-            rows=self._rows,
             workers=self._config.workers,
         )
         with batches:
@@ -254,5 +228,5 @@ class StreamedData:
             if (split, index) not in self._named:
                 self._named.add((split, index))
                 name = "training" if split == "train" else split
-                self._unreadable.append(f"{name} image {self._splits[split].id(index)}")
+                self._unreadable.append(f"{name} image {self.splits[split].id(index)}")
         return HostBatch(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

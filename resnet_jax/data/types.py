@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
@@ -74,13 +75,7 @@ class EncodedImages(Protocol):
 class StreamedDataset:
     """A classification data set of images of many sizes; `validation` is None unless it was split off `train`.
 
-    Attributes:
-      name: of the data set.
-      folder: of the data set, where its statistics lie.
-      train: to train on.
-      test: to test on.
-      class_names: of the labels.
-      validation: images held out.
+    Its statistics lie in `folder`.
     """
 
     name: str
@@ -94,44 +89,48 @@ class StreamedDataset:
 AnyDataset = Dataset | StreamedDataset
 
 
-class TrainingData(Protocol):
+class TrainingData(abc.ABC):
     """A data set that a network is trained and tested on, batch by batch, as arrays on the devices.
 
     Attributes:
-      train_images: how many there are.
-      held_out: the other splits: "test", and "validation" if there is one.
+      splits: by name: "train", "test", and "validation" if there is one.
+      held_out: the names of those that are not trained on.
+      train_images: how many.
       most_steps: the most steps in one dispatch to the devices.
       streamed: whether images are read while it trains.
     """
 
-    train_images: int
-    held_out: tuple[str, ...]
-    most_steps: int
-    streamed: bool
+    most_steps = 1
+    streamed = False
 
+    def __init__(self, dataset: AnyDataset):
+        splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
+        self.splits: dict[str, Any] = {name: split for name, split in splits.items() if split is not None}
+        self.held_out = tuple(name for name in self.splits if name != "train")
+        self.train_images = len(dataset.train)
+
+    @abc.abstractmethod
     def begin(self, step: int) -> Any:
         """Go to the images of the step after `step`; return the shapes of what train_arrays() returns."""
-        ...
 
+    @abc.abstractmethod
     def train_arrays(self, count: int) -> Any:
         """Return what the jitted training program takes beside the state, for the next `count` steps."""
-        ...
 
+    @abc.abstractmethod
     def eval_arrays(self, split: str) -> Generator[Any, None, None]:
         """Yield what to_eval_batch() takes: every image of a held-out split once, single view."""
-        ...
 
+    @abc.abstractmethod
     def to_eval_batch(self, arrays: Any) -> Batch:
         """Make a batch inside a jitted function."""
-        ...
 
     def unreadable(self) -> list[str]:
         """Return the images that could not be read since the last call, such as "training image n01440764/1.JPEG"."""
-        ...
+        return []
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to end)
         """End what reads images."""
-        ...
 
 
 class Images(Protocol):
@@ -144,20 +143,12 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Images to test on, of any size.
-
-    Attributes:
-      name: of the data set.
-      images: as many as there are labels.
-      labels: [N] int32.
-      ids: what names each image to a reader: its number or its file.
-      class_names: of the labels.
-    """
+    """Images to test on, of any size."""
 
     name: str
     images: Images
-    labels: np.ndarray
-    ids: tuple[str, ...]
+    labels: np.ndarray  # [N] int32
+    ids: tuple[str, ...]  # what names each image to a reader: its number or its file
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -175,18 +166,14 @@ class Batch(NamedTuple):
 class HostBatch(NamedTuple):
     """A whole batch on the devices, or this process's rows of it as NumPy arrays.
 
-    Attributes:
-      images: uint8 [N, H, W, 3].
-      labels: int32 [N].
-      broken: int32 [N]: -1, or the number of the image that could not be read. In training another one stands in its
-        place.
-      mask: bool [N]: False for what must not count: broken images, and the rows that fill up the last batch.
+    `broken` is -1, or the number of the image that could not be read; in training another one stands in its place.
+    `mask` is False for what must not count: broken images, and the rows that fill up the last batch.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    broken: jax.Array
-    mask: jax.Array
+    images: jax.Array  # [N, H, W, 3] uint8
+    labels: jax.Array  # [N] int32
+    broken: jax.Array  # [N] int32
+    mask: jax.Array  # [N] bool
 
 
 class Preprocessing(NamedTuple):
@@ -197,19 +184,12 @@ class Preprocessing(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the weights take and give.
+    """What the weights take and give; `lighting` is for augment.random_lighting() in training."""
 
-    Attributes:
-      image_shape: height, width, channels.
-      class_names: of the outputs.
-      preprocessing: mean and std.
-      lighting: colour augmentation in training, [3, 3] float32; None for none. See augment.random_lighting.
-    """
-
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]  # height, width, channels
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    lighting: np.ndarray | None = None
+    lighting: np.ndarray | None = None  # [3, 3] float32
 
 
 def check_inputs(inputs: Inputs) -> None:

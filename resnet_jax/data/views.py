@@ -68,14 +68,9 @@ def make_protocol(name: ProtocolName, input_size: tuple[int, int], scales: tuple
 
 
 def views(image: np.ndarray, protocol: Protocol) -> list[np.ndarray]:
-    """Return the views of an image, all but the mirrored ones.
+    """Return the views of an image [H, W, 3] uint8, all but the mirrored ones.
 
-    Args:
-      image: RGB uint8 [H, W, 3].
-      protocol: which views.
-
-    Returns:
-      uint8 [H', W', 3] each; of the input's size unless the protocol is fully convolutional.
+    They are [H', W', 3], of the input's size unless the protocol is fully convolutional.
     """
     if protocol.name == "multiscale":
         return [resize(image, scale) for scale in protocol.scales]

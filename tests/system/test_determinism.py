@@ -21,7 +21,7 @@ from paths import ROOT
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split, load_dataset
-from resnet_jax.data.resident import ResidentData, make_sampler
+from resnet_jax.data.resident import ResidentData, Sampler
 from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.models import abstract_variables, build_model
@@ -134,7 +134,7 @@ def test_what_is_not_deterministic_on_a_gpu(family, depth, pools):
     schedule = build_schedule(config.optim, steps=2)
     optimizer = build_optimizer(config.optim, schedule, model.trainable)
     zeros = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
-    sampler = make_sampler(jax.random.key(0), zeros, batch_size=4, num_images=9, padding=4, flip=True)
+    sampler = Sampler(jax.random.key(0), zeros, batch_size=4, num_images=9, padding=4, flip=True)
     train_steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
     state = jax.eval_shape(lambda v: create_train_state(optimizer, v), abstract_variables(model, (32, 32, 3)))
     split = jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32)

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from image_folders import write_folder
 
-import resnet_jax.data.sources
 from resnet_jax import steps
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
-from resnet_jax.data import Dataset, Split, load_dataset, load_test_images
+from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs, load_data
 from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.types import Batch, Inputs, Preprocessing
@@ -233,24 +232,6 @@ def test_a_network_that_gives_nan_is_not_given_an_error(tmp_path, monkeypatch, t
     monkeypatch.setattr("resnet_jax.evaluate.predict", lambda *args, **options: np.full((11, 3), NAN))
     with pytest.raises(DivergedError, match="run: the outputs of the network of step 1 are not finite"):
         evaluate([tmp_path / "run"])
-
-
-@pytest.mark.parametrize(
-    ("train_images", "test_images", "classes", "message"),
-    [
-        (0, 11, 3, "digits in DIR has no training images"),
-        (29, 0, 3, "digits in DIR has no test images"),
-        (29, 11, 0, "digits in DIR has no classes"),
-    ],
-)
-def test_nothing_to_train_on_or_to_test_on_is_refused(monkeypatch, train_images, test_images, classes, message):
-    monkeypatch.undo()  # the real load_dataset
-    splits = random_split(train_images, seed=0), random_split(test_images, seed=0)
-    empty = Dataset("x", *splits, ("a", "b", "c")[:classes])
-    monkeypatch.setitem(resnet_jax.data.sources.SOURCES, "digits", lambda name, data_dir: empty)
-    for load in (load_dataset, load_test_images):
-        with pytest.raises(UserError, match=message):
-            load("digits", "DIR")
 
 
 def test_more_steps_than_a_position_can_count_are_refused(tmp_path):

@@ -79,7 +79,7 @@ def test_a_killed_worker_is_an_error() -> None:
 def test_others_end_when_one_fails() -> None:
     began = time.monotonic()
     with pytest.raises(UserError, match="^the first task fails$"):
-        list(run_tasks(fail_or_go_on, [0, 1, 2, 3], workers=2, title="", images=1800))
+        list(run_tasks(fail_or_go_on, [0, 1, 2, 3], workers=2, images=1800))
     assert time.monotonic() - began < WAIT  # which any of the other three takes, and all of them are waited for
 
 

@@ -15,7 +15,7 @@ from tiny_runs import assert_same_bits, make_config, make_split, saved_state, ti
 import resnet_jax
 from resnet_jax.config import OptimConfig
 from resnet_jax.data import Dataset
-from resnet_jax.data.resident import make_sampler
+from resnet_jax.data.resident import Sampler
 from resnet_jax.data.types import Preprocessing
 from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate
@@ -275,7 +275,7 @@ def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     schedule = build_schedule(OptimConfig(), steps=1)
     optimizer = build_optimizer(OptimConfig(), schedule)
     preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
-    sampler = make_sampler(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
+    sampler = Sampler(jax.random.key(0), preprocessing, batch_size=4, num_images=9, padding=0, flip=True)
     steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
     state = jax.eval_shape(partial(create_train_state, optimizer), abstract_variables(model, (32, 32, 3)))
     split = (jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32))

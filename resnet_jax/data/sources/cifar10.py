@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import os
 import pickle
@@ -11,20 +10,22 @@ import sys
 import tarfile
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.splits import make_split
+from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.data.types import Dataset, Split
 from resnet_jax.errors import UserError, optional, printable, reason
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"  # as TensorFlow Datasets says
+SHA256 = {  # of the official archives, as TensorFlow Datasets and Keras say
+    "cifar-10-binary.tar.gz": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+}
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORDS_PER_FILE = 10_000
@@ -60,7 +61,11 @@ def _decode_binary(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     if len(content) != RECORDS_PER_FILE * RECORD_BYTES:
         raise ValueError(f"expected {RECORDS_PER_FILE * RECORD_BYTES:,} bytes, found {len(content):,}")
     records = np.frombuffer(content, np.uint8).reshape(-1, RECORD_BYTES)
-    return records[:, 1:], records[:, 0]
+    planes, labels = records[:, 1:], records[:, 0]
+    outside = np.flatnonzero(labels >= len(CLASS_NAMES))
+    if len(outside):  # a one-hot label would silently be all zeros
+        raise ValueError(f"label {labels[outside[0]]} of image {outside[0]} is outside 0..9")
+    return planes, labels
 
 
 def _decode_pickle(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -123,46 +128,31 @@ def _read_folder(folder: Path, form: _Form) -> list[Split]:
     for name in form.files:
         path = folder / name
         try:
-            content = path.read_bytes()
+            splits.append(_to_split(*form.decode(name, path.read_bytes())))
         except OSError as error:
             raise UserError(f"{path}: could not be read ({reason(error)}); {form.way_out}") from error
-        splits.append(_to_split(form, name, content, str(path)))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; {form.way_out}") from error
     return splits
 
 
 def _read_archive(path: Path) -> list[Split]:
-    """Read the official files in a .tar.gz by their exact names; nothing is extracted, and no link followed."""
-    wanted = {f"{form.folder}/{name}" for form in (BINARY, PYTHON) for name in form.files}
-    found = {}
+    """Read the files in an official archive, without unpacking it."""
     try:
-        with gzip.open(path) as file:
-            with tarfile.open(fileobj=file, mode="r|") as archive:
-                for member in archive:
-                    if member.name in wanted and (stream := member.isreg() and archive.extractfile(member)):
-                        found[member.name] = stream.read()
-            while file.read(1 << 20):  # to the checksum at the end
-                pass
-    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
-        raise UserError(
-            f"{path}: truncated, damaged or no .tar.gz ({reason(error)}); take {BINARY.archive} anew ({PAGE})"
-        ) from error
-    form = PYTHON if any(name.startswith(PYTHON.folder) for name in found) else BINARY
-    splits = []
-    for name in form.files:
-        full_name = f"{form.folder}/{name}"
-        if full_name not in found:
-            raise UserError(f"{path}: has no {full_name}; {form.way_out}")
-        splits.append(_to_split(form, name, found.pop(full_name), f"{path} ({full_name})"))
-    return splits
+        checksum = sha256_of(path)
+        form = next((form for form in (BINARY, PYTHON) if SHA256[form.archive] == checksum), None)
+        if form is None:
+            raise UserError(f"{path}: is no official archive, or damaged; {BINARY.way_out}")
+        with tarfile.open(path) as tar:
+            files = {Path(member.name).name: file.read() for member in tar if (file := tar.extractfile(member))}
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({reason(error)}); {BINARY.way_out}") from error
+    return [_to_split(*form.decode(name, files[name])) for name in form.files]
 
 
-def _to_split(form: _Form, name: str, content: bytes, source: str) -> Split:
-    try:
-        planes, labels = form.decode(name, content)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}; {form.way_out}") from error
-    images = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-    return make_split(images, labels, len(CLASS_NAMES), source)
+def _to_split(planes: np.ndarray, labels: np.ndarray) -> Split:
+    images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(images), labels.astype(np.int32))
 
 
 def _download(data_dir: Path) -> None:
@@ -174,7 +164,9 @@ def _download(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="cifar-10-", suffix=".part", dir=data_dir) as temporary:
             is_terminal = sys.stderr.isatty()
-            archive = pooch.retrieve(URL, f"sha256:{SHA256}", BINARY.archive, temporary, progressbar=is_terminal)
+            archive = pooch.retrieve(
+                URL, f"sha256:{SHA256[BINARY.archive]}", BINARY.archive, temporary, progressbar=is_terminal
+            )
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
             if not (data_dir / BINARY.folder).is_dir():  # else another process was quicker

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.splits import make_split
-from resnet_jax.data.types import Dataset
+from resnet_jax.data.types import Dataset, Split
 from resnet_jax.errors import optional
 
 IMAGE_SIZE = 32  # pixels; that of CIFAR-10, so that the networks of Sec. 4.2 take the digits as they are
@@ -33,7 +32,7 @@ def load_digits() -> Dataset:
     )
     return Dataset(
         name="digits",
-        train=make_split(train_images, train_labels, 10, "scikit-learn's digits"),
-        test=make_split(test_images, test_labels, 10, "scikit-learn's digits"),
+        train=Split(train_images, train_labels.astype(np.int32)),
+        test=Split(test_images, test_labels.astype(np.int32)),
         class_names=tuple(str(digit) for digit in range(10)),
     )

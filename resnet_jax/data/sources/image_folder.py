@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError
+from resnet_jax.data.decode import FORMATS, BrokenImageError
 from resnet_jax.data.sources.label_file import FILE_NAMES, find_label_file, read_labels
-from resnet_jax.data.sources.names import Names, index_names
+from resnet_jax.data.sources.names import Names
 from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
 from resnet_jax.errors import UserError, reason
 
-# Files of a class folder that are images; any other file there is ignored.
-EXTENSIONS = frozenset({".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".gif", ".tif", ".tiff"})
-
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """Image files and their labels: EncodedImages.
+    """Image files and their labels: EncodedImages."""
 
-    Attributes:
-      root: the folder of the split.
-      names: paths below it.
-      labels: [N] int32.
-    """
-
-    root: Path
-    names: Names
-    labels: np.ndarray
+    root: Path  # the folder of the split
+    names: Names  # paths below it
+    labels: np.ndarray  # [N] int32
 
     @classmethod
     def of(cls, root: Path, entries: Iterable[tuple[int, str]]) -> ImageFolder:
-        """Make an index of (label, path below `root`) pairs, in their order."""
-        return cls(root, *index_names(entries))
+        """Make an index of (label, path below `root`) pairs, in their order; none of the pairs is kept."""
+        blob, offsets, labels = bytearray(), array("q", [0]), array("i")
+        for label, name in entries:
+            blob += os.fsencode(name)
+            offsets.append(len(blob))
+            labels.append(label)
+        names = Names(np.frombuffer(blob, np.uint8), np.frombuffer(offsets, np.int64))
+        return cls(root, names, np.frombuffer(labels, np.int32))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,17 +51,13 @@ class ImageFolder:
           BrokenImageError: it cannot be read.
         """
         try:
-            return self.names.path(self.root, index).read_bytes(), int(self.labels[index])
+            return (self.root / os.fsdecode(self.names[index])).read_bytes(), int(self.labels[index])
         except OSError as error:
             raise BrokenImageError(reason(error)) from error
 
 
 def load_image_folder(name: str, data_dir: str | Path) -> StreamedDataset:
     """List the images DATA_DIR/train/CLASS/FILE and those to test on, as list_val() does.
-
-    Args:
-      name: of the data set.
-      data_dir: the folder that holds train/ and val/.
 
     Raises:
       UserError: a folder is not there or holds no images, val/ has not the classes of train/, or a label file is wrong.
@@ -78,18 +72,11 @@ def load_test_folder(name: str, data_dir: str | Path) -> LabelledImages:
 
     A class without images counts as one all the same, so that a part of the images can be tested on.
 
-    Args:
-      name: of the data set.
-      data_dir: the folder that holds val/.
-
     Raises:
       UserError: no such folder, no image in it, classes that train/ has not, or a wrong label file.
     """
     root = Path(data_dir).expanduser()
-    if not (root / "val").is_dir():
-        raise UserError(f"no folder {root / 'val'}: --data.dir must name the folder that holds val/CLASS/FILE")
-    trained = tuple(_class_folders(root / "train")) if (root / "train").is_dir() else None
-    images, class_names = _list_val(root, trained)
+    images, class_names = _list_val(root, _class_folders(root / "train") or None)
     return decoded_images(name, images, class_names)
 
 
@@ -113,16 +100,9 @@ def list_train(data_dir: Path) -> tuple[ImageFolder, tuple[str, ...]]:
 def list_val(data_dir: Path, class_names: Sequence[str]) -> ImageFolder:
     """List DATA_DIR/val/CLASS/FILE, or DATA_DIR/val/FILE with the labels of one of label_file.FILE_NAMES.
 
-    Args:
-      data_dir: the folder that holds val/.
-      class_names: those of train/.
-
     Raises:
       UserError: no such folder, classes that are not those of train/, or a wrong label file.
     """
-    root = data_dir / "val"
-    if not root.is_dir():
-        raise UserError(f"no folder {root}: training needs images to test on, as {root}/CLASS/FILE")
     images, _ = _list_val(data_dir, class_names)
     _check_classes_present(images, class_names, f"{data_dir / 'train'} has them")
     return images
@@ -131,6 +111,8 @@ def list_val(data_dir: Path, class_names: Sequence[str]) -> ImageFolder:
 def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
     """List the images of val/; without `class_names` they are found there."""
     root = data_dir / "val"
+    if not root.is_dir():
+        raise UserError(f"no folder {root}: --data.dir must name the folder that holds val/CLASS/FILE")
     folders = _class_folders(root)
     if not folders:
         return _list_flat(data_dir, class_names)
@@ -190,7 +172,7 @@ def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint
         folder = images.root / class_names[missing[0]]
         more = f" and of {len(missing) - 1} more classes" if len(missing) > 1 else ""
         others = any(not _is_folder(entry) for entry in _entries(folder))
-        instead = f" (its files are none of {' '.join(sorted(EXTENSIONS))})" if others else ""
+        instead = f" (its files are none of {' '.join(sorted(FORMATS))})" if others else ""
         raise UserError(f"no images of the class {class_names[missing[0]]}{more} in {images.root}{instead}: {hint}")
 
 
@@ -209,7 +191,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     # Not is_file(): an image that is a broken link is to be reported, not left out.
-    return os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _is_folder(entry)
+    return os.path.splitext(entry.name)[1].lower() in FORMATS and not _is_folder(entry)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -26,11 +26,8 @@ def find_label_file(data_dir: Path) -> Path | None:
     folders = [data_dir]
     if data_dir.absolute().parts[-3:] == _KAGGLE_FOLDERS:
         folders.append(data_dir.absolute().parents[2])
-    for folder in folders:
-        for name in FILE_NAMES:
-            if (folder / name).is_file():
-                return folder / name
-    return None
+    files = (folder / name for folder in folders for name in FILE_NAMES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_labels(
@@ -85,10 +82,10 @@ def _plain_lines(path: Path) -> Iterator[_Line]:
         for number, line in enumerate(file, 1):
             text = line.strip()
             image, _, label = text.rpartition("\t" if "\t" in text else " ")
-            if text and not (image and label):
-                raise UserError(f"{path}, line {number}: expected FILE LABEL, found {text[:60]!r}")
-            if text:
+            if image and label:
                 yield _Line(number, image.strip().removeprefix("val/"), label.strip())
+            elif text:
+                raise UserError(f"{path}, line {number}: expected FILE LABEL, found {text[:60]!r}")
 
 
 def _kaggle_lines(path: Path) -> Iterator[_Line]:
@@ -97,12 +94,11 @@ def _kaggle_lines(path: Path) -> Iterator[_Line]:
         header = next(rows, [])
         if header != _KAGGLE_HEADER:
             raise UserError(f"{path}, line 1: expected {','.join(_KAGGLE_HEADER)}, found {','.join(header)[:60]!r}")
-        for row in rows:
-            if row and (len(row) != 2 or not row[0] or not row[1].split()):
+        for row in filter(None, rows):
+            if len(row) != 2 or not row[0] or not row[1].split():
                 expected = ",".join(_KAGGLE_HEADER)
                 raise UserError(f"{path}, line {rows.line_num}: expected {expected}, found {','.join(row)[:60]!r}")
-            if row:
-                yield _Line(rows.line_num, row[0], row[1].split()[0])
+            yield _Line(rows.line_num, row[0], row[1].split()[0])
 
 
 def _named_classes(labels: Sequence[str], path: Path) -> tuple[str, ...]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from array import array
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
@@ -25,9 +22,6 @@ class Names:
     blob: np.ndarray
     offsets: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
     def __getitem__(self, index: int, /) -> bytes:
         return self.blob[self.offsets[index] : self.offsets[index + 1]].tobytes()
 
@@ -35,23 +29,8 @@ class Names:
         """Return a name that can be printed."""
         return printable(os.fsdecode(self[index]))
 
-    def path(self, folder: Path, index: int) -> Path:
-        """Return the file of that name."""
-        return folder / os.fsdecode(self[index])
-
     def select(self, chosen: np.ndarray) -> Names:
         """Return the names for which `chosen` [N] is True."""
         lengths = np.diff(self.offsets)
         offsets = np.concatenate([[0], np.cumsum(lengths[chosen])])
         return Names(self.blob[np.repeat(chosen, lengths)], offsets)
-
-
-def index_names(entries: Iterable[tuple[int, str]]) -> tuple[Names, np.ndarray]:
-    """Return the names and labels (int32) of (label, name) pairs, in their order; none of the pairs is kept."""
-    blob, offsets, labels = bytearray(), array("q", [0]), array("i")
-    for label, name in entries:
-        blob += os.fsencode(name)
-        offsets.append(len(blob))
-        labels.append(label)
-    names = Names(np.frombuffer(blob, np.uint8), np.frombuffer(offsets, np.int64))
-    return names, np.frombuffer(labels, np.int32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,7 +93,6 @@ class PackedImages:
         self.labels = labels
         self._folder, self._shards, self._names = folder, shards, names
         self._ends = np.cumsum([shard.images for shard in shards])
-        self._open()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,27 +110,16 @@ class PackedImages:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         position = index - int(self._ends[shard]) + self._shards[shard].images
         try:
-            return read_record(self._reader(shard), position), int(self.labels[index])
+            return read_record(self._readers[shard], position), int(self.labels[index])
         except UserError as error:
             raise BrokenImageError(str(error)) from error
 
-    def _open(self) -> None:
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
-
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        with self._lock:
-            if shard not in self._readers:
-                path = self._folder / self._shards[shard].file
-                self._readers[shard] = open_shard(path, self._shards[shard].images)
-            return self._readers[shard]
+    @functools.cached_property
+    def _readers(self) -> list[ArrayRecordReader]:
+        return [open_shard(self._folder / shard.file, shard.images) for shard in self._shards]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_readers", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()
+        return {name: value for name, value in vars(self).items() if name != "_readers"}
 
 
 def open_split(folder: Path, manifest: Manifest, name: SplitName) -> PackedImages:
@@ -159,10 +147,6 @@ def open_split(folder: Path, manifest: Manifest, name: SplitName) -> PackedImage
 def load_packed(name: str, data_dir: str | Path) -> StreamedDataset:
     """Open a folder of packed images.
 
-    Args:
-      name: of the data set.
-      data_dir: the folder that holds manifest.json.
-
     Raises:
       UserError: a file is missing, cut short, or not the one of the manifest.
     """
@@ -174,10 +158,6 @@ def load_packed(name: str, data_dir: str | Path) -> StreamedDataset:
 
 def load_packed_test(name: str, data_dir: str | Path) -> LabelledImages:
     """Open the packed images to test on; the files of the others need not be there.
-
-    Args:
-      name: of the data set.
-      data_dir: the folder that holds manifest.json.
 
     Raises:
       UserError: a file is missing, cut short, or not the one of the manifest.

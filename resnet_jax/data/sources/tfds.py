@@ -122,9 +122,11 @@ class TfdsImages:
     @functools.cached_property
     def _source(self) -> Any:
         tfds = _tfds()
+        with contextlib.suppress(OSError, ValueError):  # as ImageNet has 1024 files, and the usual limit is 1024
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with _quiet(), _one_line(f"{self._folder}: could not be opened"):
             builder = tfds.builder_from_directory(str(self._folder))
-            _allow_open_files(len(builder.info.splits[self._split].file_instructions))
             return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,8 +159,8 @@ def _prepare(name: str, data_dir: Path) -> Path:
         known = tfds.list_builders(with_community_datasets=False)  # the community's list is on the network
         hint = f"; prepared there: {found}" if found else did_you_mean(base, known)
         raise UserError(f"{name}: not prepared in {data_dir}, and TFDS has no such set{hint}") from error
-    except Exception as error:  # AssertionError, ValueError: no such version or config; ImportError: of TensorFlow
-        raise UserError(f"{name}: {_line(error)}") from error
+    except Exception as error:  # no such version or config; ImportError: of TensorFlow
+        raise UserError(f"{name}: {reason(error)}") from error
     _check_features(name, builder.info.features)  # before a long download
     if find_spec("tensorflow") is None:
         # TFDS itself would start to download, and miss TensorFlow only after that.
@@ -169,7 +171,7 @@ def _prepare(name: str, data_dir: Path) -> Path:
     try:
         builder.download_and_prepare()
     except Exception as error:  # network, disk, manual downloads: each builder has its own
-        raise UserError(f"{name}: could not be prepared in {data_dir} ({_line(error)})") from error
+        raise UserError(f"{name}: could not be prepared in {data_dir} ({reason(error)})") from error
     return Path(builder.data_dir)
 
 
@@ -210,11 +212,7 @@ def _one_line(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"{what} ({_line(error)}); {_AGAIN}") from error
-
-
-def _line(error: Exception) -> str:
-    return re.sub(r'^Failed to construct dataset "\w+", builder_kwargs ".*?}": ', "", reason(error))
+        raise UserError(f"{what} ({reason(error)}); {_AGAIN}") from error
 
 
 @contextlib.contextmanager
@@ -227,14 +225,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files, often 1024, where the files of a split would exceed it: ImageNet has 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * count + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-            )

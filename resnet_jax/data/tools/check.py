@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError, open_image, to_rgb
+from resnet_jax.data.decode import FORMATS, BrokenImageError, open_image, to_rgb
 from resnet_jax.data.processes import Advance, run_tasks
 from resnet_jax.data.sources.image_folder import list_train, list_val
 from resnet_jax.data.sources.packed import Shard, is_packed, open_split, read_manifest
@@ -23,17 +23,6 @@ from resnet_jax.errors import printable, reason
 _AT_ONCE = 64  # images of a task
 _SHOWN = 10  # names of a note in the text
 _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}  # Pillow's modes without colour
-_FORMATS = {  # of Pillow, by what a file's name ends in; MPO is a JPEG with further pictures behind it
-    ".jpeg": ("JPEG", "MPO"),
-    ".jpg": ("JPEG", "MPO"),
-    ".png": ("PNG",),
-    ".webp": ("WEBP",),
-    ".bmp": ("BMP",),
-    ".ppm": ("PPM",),
-    ".gif": ("GIF",),
-    ".tif": ("TIFF",),
-    ".tiff": ("TIFF",),
-}
 # Kinds of findings: mistakes, and what is only worth a note.
 _MISTAKES = {"unreadable": "cannot be read", "damaged_shards": "damaged files"}
 _NOTES = {
@@ -45,7 +34,8 @@ _NOTES = {
 }
 
 
-class Finding(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Finding:
     """Something about an image or a shard: what it is called, and in words where there is more to say."""
 
     id: str
@@ -63,7 +53,7 @@ class SplitReport:
       images: how many there are, the unreadable ones too.
       per_class: smallest, median and largest number of images of a class.
       smallest, largest: image, (width, height) in pixels, each side by itself; None if no image can be read.
-      findings: by kind: unreadable, damaged_shards, empty, cmyk, grey, other_format, left_out.
+      findings: by kind: those of _MISTAKES and _NOTES.
     """
 
     images: int
@@ -72,11 +62,6 @@ class SplitReport:
     largest: tuple[int, int] | None
     findings: dict[str, list[Finding]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        findings = {kind: [finding._asdict() for finding in found] for kind, found in self.findings.items()}
-        return {name: value for name, value in vars(self).items() if name != "findings"} | findings
-
     def to_lines(self, name: str) -> list[str]:
         """Return lines; of what is only worth a note, the first names."""
         fewest, median, most = self.per_class
@@ -84,14 +69,13 @@ class SplitReport:
         if self.smallest and self.largest:
             (low_w, low_h), (high_w, high_h) = self.smallest, self.largest
             lines.append(f"  {low_w} to {high_w} pixels wide, {low_h} to {high_h} high")
-        for kind, what in _MISTAKES.items():
-            findings = self.findings[kind]
-            lines += [f"  {len(findings):,} {what}:"] if findings else []
-            lines += [f"    {name}/{finding.id}: {finding.detail}" for finding in findings]
-        for kind, what in _NOTES.items():
-            if findings := self.findings[kind]:
-                names = [" is ".join(filter(None, finding)) for finding in findings]
-                lines.append(f"  {len(findings):,} {what}: {_some(names)}")
+        for kind, findings in self.findings.items():
+            if findings and kind in _MISTAKES:
+                lines.append(f"  {len(findings):,} {_MISTAKES[kind]}:")
+                lines += [f"    {name}/{finding.id}: {finding.detail}" for finding in findings]
+            elif findings:
+                names = [" is ".join(filter(None, (finding.id, finding.detail))) for finding in findings]
+                lines.append(f"  {len(findings):,} {_NOTES[kind]}: {_some(names)}")
         return lines
 
 
@@ -110,9 +94,11 @@ class Report:
         return not any(split.findings[kind] for split in self.splits.values() for kind in _MISTAKES)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        splits = {name: split.to_dict() for name, split in self.splits.items()}
-        return {**vars(self), "splits": splits, "readable": self.readable}
+        """Return plain values; the kinds of findings stand in their split."""
+        plain = dataclasses.asdict(self) | {"readable": self.readable}
+        for split in plain["splits"].values():
+            split.update(split.pop("findings"))
+        return plain
 
     def to_text(self) -> str:
         """Return lines to read."""
@@ -133,69 +119,65 @@ def _some(names: Sequence[str]) -> str:
 def check(data_dir: Path, *, workers: int = 1) -> Report:
     """Decode every image of a folder, with or without val/, or of packed images.
 
-    Args:
-      data_dir: the folder that holds train/ or manifest.json.
-      workers: processes.
-
     Raises:
       UserError: the folder, or a file that lists the images, is wrong.
     """
-    packed = is_packed(data_dir)
-    class_names, splits = _open_packed(data_dir) if packed else _open_folder(data_dir)
-    tasks = [task for name, split in splits.items() for task in split.tasks(name)]
-    images = sum(len(split.images) for split in splits.values())
-    examine = _Examine(data_dir, {name: split.images for name, split in splits.items()}, names_tell=not packed)
-    parts = list(run_tasks(examine, tasks, workers=workers, title="images", images=images))
-    reports = {}
-    for name, split in splits.items():
-        of_split = [part for task, part in zip(tasks, parts, strict=True) if task.split == name]
-        reports[name] = _merge(split, len(class_names), of_split)
-    return Report(str(data_dir), "packed" if packed else "folder", class_names, reports)
+    manifest = read_manifest(data_dir) if is_packed(data_dir) else None
+    splits: dict[str, EncodedImages]
+    if manifest:
+        class_names = manifest.class_names
+        splits = {name: open_split(data_dir, manifest, name) for name in manifest.splits}
+        tasks = [task for name, split in manifest.splits.items() for task in _shard_tasks(name, split.shards)]
+    else:
+        train, class_names = list_train(data_dir)
+        splits = {"train": train}
+        if (data_dir / "val").is_dir():
+            splits["val"] = list_val(data_dir, class_names)
+        tasks = [
+            _Task(name, start, min(start + _AT_ONCE, len(images)))
+            for name, images in splits.items()
+            for start in range(0, len(images), _AT_ONCE)
+        ]
+    sizes: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+    findings: dict[str, dict[str, list[Finding]]]
+    findings = {name: {kind: [] for kind in (*_MISTAKES, *_NOTES)} for name in splits}
+    examine = _Examine(data_dir, splits, names_tell=manifest is None)
+    images = sum(map(len, splits.values()))
+    done = run_tasks(examine, tasks, workers=workers, images=images)
+    for task, (sizes_of_task, findings_of_task) in zip(tasks, done, strict=True):
+        sizes[task.split].append(sizes_of_task)
+        for kind, finding in findings_of_task:
+            findings[task.split][kind].append(finding)
+    for name, split in manifest.splits.items() if manifest else ():
+        findings[name]["left_out"] = [Finding(*skipped) for skipped in split.skipped]
+    reports = {
+        name: _report(images.labels, len(class_names), np.concatenate(sizes[name]), findings[name])
+        for name, images in splits.items()
+    }
+    return Report(str(data_dir), "packed" if manifest else "folder", class_names, reports)
 
 
 class _Task(NamedTuple):
     split: str
     start: int  # of the images
     stop: int
-    shard: Shard | None  # that holds just these
+    shard: Shard | None = None  # that holds just these
 
 
-class _Split(NamedTuple):
-    images: EncodedImages
-    shards: tuple[Shard, ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    def tasks(self, name: str) -> list[_Task]:
-        if self.shards:
-            stops = itertools.accumulate(shard.images for shard in self.shards)
-            return [
-                _Task(name, stop - shard.images, stop, shard) for shard, stop in zip(self.shards, stops, strict=True)
-            ]
-        count = len(self.images)
-        return [_Task(name, start, min(start + _AT_ONCE, count), None) for start in range(0, count, _AT_ONCE)]
+def _shard_tasks(split: str, shards: Sequence[Shard]) -> list[_Task]:
+    stops = itertools.accumulate(shard.images for shard in shards)
+    return [_Task(split, stop - shard.images, stop, shard) for shard, stop in zip(shards, stops, strict=True)]
 
 
-def _open_folder(folder: Path) -> tuple[tuple[str, ...], dict[str, _Split]]:
-    train, class_names = list_train(folder)
-    splits = {"train": _Split(train)}
-    if (folder / "val").is_dir():
-        splits["val"] = _Split(list_val(folder, class_names))
-    return class_names, splits
-
-
-def _open_packed(folder: Path) -> tuple[tuple[str, ...], dict[str, _Split]]:
-    manifest = read_manifest(folder)
-    return manifest.class_names, {
-        name: _Split(open_split(folder, manifest, name), split.shards, split.skipped)
-        for name, split in manifest.splits.items()
-    }
-
-
-class _Part(NamedTuple):
-    """What a task found: sizes [N, 2] (width, height) of the readable images, and findings."""
-
-    sizes: np.ndarray
-    findings: Findings
+def _report(labels: np.ndarray, num_classes: int, sizes: np.ndarray, findings: dict[str, list[Finding]]) -> SplitReport:
+    per_class = np.bincount(labels, minlength=num_classes)
+    return SplitReport(
+        images=len(labels),
+        per_class=(int(per_class.min()), float(np.median(per_class)), int(per_class.max())),
+        smallest=tuple(sizes.min(0).tolist()) if len(sizes) else None,
+        largest=tuple(sizes.max(0).tolist()) if len(sizes) else None,
+        findings=findings,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,26 +186,26 @@ class _Examine:
     splits: dict[str, EncodedImages]
     names_tell: bool  # whether the name of an image says of which format it is
 
-    def __call__(self, task: _Task, advance: Advance) -> _Part:
-        sizes, findings = [], []
-        if task.shard is not None:  # first: the images are then read from memory
-            findings += self._check_shard(task.shard)
-        images = self.splits[task.split]
+    def __call__(self, task: _Task, advance: Advance) -> tuple[np.ndarray, Findings]:
+        """Return the sizes [N, 2] (width, height) of the readable images, and what is found."""
+        sizes = []
+        findings = self._check_shard(task.shard) if task.shard else []  # first: the images are then read from memory
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about metadata
             for index in range(task.start, task.stop):
-                size, found = self._check_image(images, index)
+                size, found = self._check_image(self.splits[task.split], index)
                 sizes += [size] if size else []
                 findings += found
                 advance(1)
-        return _Part(np.array(sizes, np.int64).reshape(-1, 2), findings)
+        return np.array(sizes, np.int64).reshape(-1, 2), findings
 
     def _check_shard(self, shard: Shard) -> Findings:
         try:
             same = sha256_of(self.folder / shard.file) == shard.sha256
+            wrong = None if same else "its SHA-256 is not that of the manifest"
         except OSError as error:
-            return [("damaged_shards", Finding(shard.file, reason(error)))]
-        return [] if same else [("damaged_shards", Finding(shard.file, "its SHA-256 is not that of the manifest"))]
+            wrong = reason(error)
+        return [("damaged_shards", Finding(shard.file, wrong))] if wrong else []
 
     def _check_image(self, images: EncodedImages, index: int) -> tuple[tuple[int, int] | None, Findings]:
         name, content = images.id(index), None
@@ -239,22 +221,7 @@ class _Examine:
             found.append(("cmyk", Finding(name)))
         if image.mode in _GREY:
             found.append(("grey", Finding(name)))
-        if self.names_tell and image.format not in _FORMATS[os.path.splitext(name)[1].lower()]:
+        form = "JPEG" if image.format == "MPO" else image.format  # that is a JPEG with further pictures behind it
+        if self.names_tell and form != FORMATS[os.path.splitext(name)[1].lower()]:
             found.append(("other_format", Finding(name, str(image.format))))
         return image.size, found
-
-
-def _merge(split: _Split, num_classes: int, parts: list[_Part]) -> SplitReport:
-    per_class = np.bincount(split.images.labels, minlength=num_classes)
-    sizes = np.concatenate([part.sizes for part in parts])
-    findings: dict[str, list[Finding]] = {kind: [] for kind in (*_MISTAKES, *_NOTES)}
-    findings["left_out"] = [Finding(*skipped) for skipped in split.left_out]
-    for kind, finding in itertools.chain(*(part.findings for part in parts)):
-        findings[kind].append(finding)
-    return SplitReport(
-        images=len(split.images),
-        per_class=(int(per_class.min()), float(np.median(per_class)), int(per_class.max())),
-        smallest=tuple(sizes.min(0).tolist()) if len(sizes) else None,
-        largest=tuple(sizes.max(0).tolist()) if len(sizes) else None,
-        findings=findings,
-    )

@@ -130,13 +130,11 @@ def _alone(out: Path) -> Iterator[None]:
     """Keep a second run away from the folder."""
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise UserError(f"{out}: another run is packing into this folder") from error
-    except OSError:
-        pass  # a file system without locks
-    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{out}: another run is packing into this folder") from error
         yield
     finally:
         os.close(folder)
@@ -152,11 +150,10 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
             partial.write_text(json.dumps(plan) + "\n")
         return
     try:
-        _check_same(out, dict(read_json(path)), plan)
-    except UserError:
-        raise
+        found = dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read {path} ({reason(error)}): delete {out} and pack again") from error
+    _check_same(out, found, plan)
 
 
 def _check_same(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -185,7 +182,7 @@ def _write_shards(write: _WriteShard, tasks: list[_Task], workers: int) -> None:
     left = [task for task in tasks if not _is_written(write.out, task)]
     images = sum(task.stop - task.start for task in tasks)
     done = images - sum(task.stop - task.start for task in left)
-    for _ in run_tasks(write, left, workers=workers, title="images", images=images, done=done):
+    for _ in run_tasks(write, left, workers=workers, images=images, done=done):
         pass
 
 

@@ -43,21 +43,8 @@ class Statistics(NamedTuple):
         return self.eigenvectors * self.eigenvalues
 
 
-class _Sums(NamedTuple):
-    """Exact sums over images, so that their order does not matter."""
-
-    pixels: np.ndarray  # [H, W, 3]
-    products: np.ndarray  # [3, 3]: of the colours of one pixel with each other
-    images: int
-
-
 def compute_statistics(images: EncodedImages, image_size: int, *, workers: int = 1) -> Statistics:
-    """Read all images once.
-
-    Args:
-      images: the training images.
-      image_size: height and width of the mean image, in pixels.
-      workers: processes.
+    """Read all training images once; the mean image is of image_size pixels in height and width.
 
     Raises:
       UserError: no image can be read.
@@ -65,10 +52,10 @@ def compute_statistics(images: EncodedImages, image_size: int, *, workers: int =
     protocol = make_protocol("single", (image_size, image_size))
     starts = range(0, len(images), _AT_ONCE)
     pixels, products, readable = np.zeros((image_size, image_size, 3), np.int64), np.zeros((3, 3), np.int64), 0
-    for part in run_tasks(_Summation(images, protocol), starts, workers=workers, title="images", images=len(images)):
-        pixels += part.pixels
-        products += part.products
-        readable += part.images
+    for part in run_tasks(_Sums(images, protocol), starts, workers=workers, images=len(images)):
+        pixels += part[0]
+        products += part[1]
+        readable += part[2]
     if not readable:
         raise UserError(f"none of the {len(images)} training images can be read")
     count = readable * image_size**2
@@ -85,12 +72,15 @@ def compute_statistics(images: EncodedImages, image_size: int, *, workers: int =
 
 
 @dataclasses.dataclass(frozen=True)
-class _Summation:
+class _Sums:
     images: EncodedImages
     protocol: Protocol
 
-    def __call__(self, start: int, advance: Advance) -> _Sums:
-        """Sum up the images from `start` on."""
+    def __call__(self, start: int, advance: Advance) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return exact sums over the images from `start` on, so that their order does not matter.
+
+        They are of the pixels [H, W, 3], of the products of the colours of each [3, 3], and how many images there are.
+        """
         pixels = np.zeros((*self.protocol.input_size, 3), np.int64)
         products, count = np.zeros((3, 3), np.int64), 0
         for index in range(start, min(start + _AT_ONCE, len(self.images))):
@@ -101,7 +91,7 @@ class _Summation:
                 products += (colours.T @ colours).astype(np.int64)  # whole numbers below 2^53: exact
                 count += 1
             advance(1)
-        return _Sums(pixels, products, count)
+        return pixels, products, count
 
 
 def save_statistics(statistics: Statistics, folder: Path) -> Path:
@@ -117,11 +107,7 @@ def save_statistics(statistics: Statistics, folder: Path) -> Path:
 
 
 def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistics:
-    """Read the statistics beside a data set.
-
-    Args:
-      dataset: the data set.
-      data_dir: --data.dir, which errors name.
+    """Read the statistics beside a data set; errors name `data_dir`.
 
     Raises:
       UserError: there are none, they are damaged, or of another number of images.

@@ -12,7 +12,7 @@ def test_one_process_is_this_one() -> None:
         done.append(number)
         return number**2
 
-    results = run_tasks(task, [3, 1, 2], workers=1, title="", images=3)
+    results = run_tasks(task, [3, 1, 2], workers=1, images=3)
     assert next(results) == 9
     assert done == [3]  # nothing is done before it is asked for
     assert list(results) == [1, 4]

@@ -7,18 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.data import Split
+from resnet_jax.config import DataConfig
+from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import per_pixel_mean
-from resnet_jax.data.resident import batch_indices, epoch_orders, make_sampler, make_take_batch
+from resnet_jax.data.resident import ResidentData, Sampler
 from resnet_jax.data.types import Preprocessing
+from resnet_jax.parallel.devices import make_shardings
 
 PLAIN = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
 
 
 @partial(jax.jit, static_argnames=("most_steps", "batch_size", "num_images"))
 def indices_on_device(key, step, count, *, most_steps, batch_size, num_images):
-    orders = epoch_orders(key, step, count, batch_size=batch_size, num_images=num_images, most_steps=most_steps)
-    return jax.vmap(lambda i: batch_indices(orders, step + i, batch_size=batch_size))(jnp.arange(most_steps))
+    sampler = Sampler(key, PLAIN, batch_size, num_images, padding=0, flip=False, most_steps=most_steps)
+    orders = sampler.prepare(step, count)
+    return jax.vmap(lambda i: sampler.indices(step + i, orders))(jnp.arange(most_steps))
 
 
 def indices_of(step, *, seed=0, count=1, most_steps=1, **sizes):
@@ -66,11 +69,6 @@ def test_the_last_step_of_the_paper_does_not_overflow():
     assert indices.max() < 50_000
 
 
-def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(ValueError, match="128 is larger than the data set of 100"):
-        indices_of(0, batch_size=128, num_images=100)
-
-
 def make_split(count):
     images = np.random.RandomState(0).randint(0, 256, (count, 6, 6, 3)).astype(np.uint8)
     return jnp.array(images), jnp.arange(count)
@@ -78,7 +76,7 @@ def make_split(count):
 
 def make_sample(preprocessing=PLAIN, **options):
     """A function of (split, step) alone."""
-    sampler = make_sampler(jax.random.key(0), preprocessing, **options)
+    sampler = Sampler(jax.random.key(0), preprocessing, **options)
     return jax.jit(lambda split, step: sampler.sample(split, step, sampler.prepare(step, 1)))
 
 
@@ -108,8 +106,13 @@ def test_padding_is_zero_after_normalization():
 @pytest.mark.parametrize("batch_size", [4, 10, 16])
 def test_evaluation_sees_every_image_exactly_once(batch_size):
     split = make_split(10)
-    take = jax.jit(make_take_batch(PLAIN, batch_size=batch_size))
-    batches = [take(split, jnp.int32(number)) for number in range(-(-10 // batch_size))]
+    dataset = Dataset("numbered", Split(*split), Split(*split), tuple("abcdefghij"))
+    replicated, by_image = make_shardings()
+    config = DataConfig(batch_size=8, eval_batch_size=batch_size)
+    data = ResidentData(
+        dataset, config, PLAIN, jax.random.key(0), most_steps=1, replicated=replicated, by_image=by_image
+    )
+    batches = [jax.jit(data.to_eval_batch)(arrays) for arrays in data.eval_arrays("test")]
     labels = np.concatenate([batch.labels[batch.mask] for batch in batches])
     np.testing.assert_array_equal(labels, np.arange(10))
     images = np.concatenate([batch.images[batch.mask] for batch in batches])

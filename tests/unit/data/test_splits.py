@@ -1,4 +1,4 @@
-"""make_split's checks, split_validation, and load_dataset's names."""
+"""split_validation, and load_dataset's names."""
 
 from __future__ import annotations
 
@@ -7,44 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from resnet_jax.data import Dataset, load_dataset, split_validation
-from resnet_jax.data.splits import make_split
+from resnet_jax.data import Dataset, Split, load_dataset, split_validation
 from resnet_jax.errors import UserError
 
 
 def numbered(count: int) -> Dataset:
     """A data set whose image number i is filled with i and has label i % 3."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3)).copy()
-    split = make_split(images, np.arange(count) % 3, 3, "numbered")
+    split = Split(images, np.arange(count, dtype=np.int32) % 3)
     return Dataset("numbered", split, split, ("a", "b", "c"))
-
-
-def test_make_split() -> None:
-    dataset = numbered(7)
-    assert len(dataset.train) == 7
-    assert dataset.train.labels.dtype == np.int32
-    assert dataset.num_classes == 3
-    assert dataset.image_shape == (2, 2, 3)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (np.zeros((2, 4, 4, 3), np.float32), [0, 1], r"FILE: expected uint8 images .* found float32"),
-        (np.zeros((2, 4, 4), np.uint8), [0, 1], r"FILE: expected uint8 images .* \(2, 4, 4\)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0], "FILE: 2 images and 1 labels"),
-        (np.zeros((0, 4, 4, 3), np.uint8), [], "FILE: 0 images and 0 labels"),
-        (
-            np.zeros((3, 4, 4, 3), np.uint8),
-            [0, 10, 11],
-            r"FILE: label 10 of image 1 is outside 0\.\.9 \(2 such",
-        ),
-        (np.zeros((2, 4, 4, 3), np.uint8), [0, -1], r"FILE: label -1 of image 1 is outside"),
-    ],
-)
-def test_make_split_refuses(images: np.ndarray, labels: list[int], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make_split(images, np.array(labels, np.int64), 10, "FILE")
 
 
 def test_split_validation_parts_train() -> None:

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
+from grain.sharding import ShardOptions
 from image_files import Colours
 
 from resnet_jax.data.augment import scale_window
-from resnet_jax.data.streamed import ProcessSlice, evaluation_batches, training_batches
+from resnet_jax.data.streamed import evaluation_batches, training_batches
 from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError
 
 SIZE = 16
-WHOLE = ProcessSlice()
+WHOLE = ShardOptions(0, 1)
 
 
 def batches(images, *, steps, step=0, workers=0, rows=WHOLE, seed=3, batch_size=8, flip=True):
@@ -83,7 +84,7 @@ def test_half_of_the_images_are_mirrored():
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_rows_of_all_hosts_are_those_of_one(count):
-    parts = [batches(Colours(21), steps=4, step=2, rows=ProcessSlice(index, count)) for index in range(count)]
+    parts = [batches(Colours(21), steps=4, step=2, rows=ShardOptions(index, count)) for index in range(count)]
     together = [type(rows[0])(*map(np.concatenate, zip(*rows, strict=True))) for rows in zip(*parts, strict=True)]
     assert_equal(together, batches(Colours(21), steps=4, step=2))
 
@@ -110,7 +111,7 @@ def test_evaluation_has_every_image_once(images, count):
     source = Colours(images, broken=(0,)) if images > 1 else Colours(images)
     found, shapes = [], set()
     for index in range(count):
-        rows = ProcessSlice(index, count)
+        rows = ShardOptions(index, count)
         with evaluation_batches(
             source, make_protocol("single", (SIZE, SIZE)), batch_size=8, rows=rows, workers=0
         ) as iterator:

@@ -189,7 +189,7 @@ def empty(name: str, *others: str) -> Change:
     [
         (remove("train", "val"), r"no folder {root}/train: the data folder must hold train/CLASS/FILE"),
         (remove("train"), r"no folder {root}/train: "),
-        (remove("val"), r"no folder {root}/val: training needs images to test on"),
+        (remove("val"), r"no folder {root}/val: --data.dir must name the folder that holds val/CLASS/FILE"),
         (empty("train"), r"no images in {root}/train: expected {root}/train/CLASS/FILE"),
         (empty("train", "a.png"), r"no images in {root}/train: expected {root}/train/CLASS/FILE"),
         (empty("val"), r"no images in {root}/val: expected"),
