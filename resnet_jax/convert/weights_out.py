@@ -43,7 +43,7 @@ def export(
       CommandError: what was written is not what the model is.
     """
     trained = load(workdir, step=step)
-    inputs = trained.config.inputs
+    inputs = trained.origin.inputs
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,9 +55,9 @@ def export(
 
 
 def _export_safetensors(trained: Trained, out: Path, names: str) -> float:
-    model, variables, config = trained
+    model, variables, origin = trained
     if names == "torch":
-        layout: Layout = "cifar" if config.run.model.family == "cifar" else "torchvision"
+        layout: Layout = "cifar" if origin.config.model.family == "cifar" else "torchvision"
         tensors = tensors_from_variables(variables, model, layout)
     else:
         flat = flatten_dict(variables["params"], sep="/") | flatten_dict(variables["batch_stats"], sep="/")

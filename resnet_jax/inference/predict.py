@@ -40,7 +40,7 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
       [N, num_classes] float64; each row sums to 1.
     """
     logits = _Logits(trained, protocol)
-    totals = np.zeros((len(images), len(trained.config.inputs.class_names)))
+    totals = np.zeros((len(images), len(trained.origin.inputs.class_names)))
     pending: deque[tuple[list[int], jax.Array]] = deque()
 
     def finish() -> None:
@@ -136,7 +136,7 @@ class _Logits:
         square = images.shape[1] == images.shape[2]  # only square views lie in a square array: they fill it
         flips = (False, True) if self._protocol.flipped else (False,)
         _, height, width, channels = images.shape
-        preprocessing = adapt_preprocessing(self._trained.config.inputs.preprocessing, (height, width, channels))
+        preprocessing = adapt_preprocessing(self._trained.origin.inputs.preprocessing, (height, width, channels))
         outputs: list[Any] = []
         for flip in flips:
             x = normalize(_mirror(images, sizes) if flip else images, *preprocessing)

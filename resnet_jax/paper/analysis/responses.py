@@ -23,7 +23,7 @@ from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_json
-from resnet_jax.inference import load as trained
+from resnet_jax.inference.load import load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.models.cpu_conv import for_this_backend
@@ -200,16 +200,16 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
     """
     config = load_config(workdir)
     test = load_test_images(config.data.name, data_dir or config.data.dir)
-    model, variables, found = trained.load(workdir, step=step, scan_blocks=config.model.scan_blocks)
-    check_classes(found.inputs, test)
-    height, width, _ = found.inputs.image_shape
+    model, variables, origin = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+    check_classes(origin.inputs, test)
+    height, width, _ = origin.inputs.image_shape
     responses = measure(
         model,
         variables,
-        lambda images: trained.preprocess(images, found),
+        lambda images: preprocess(images, origin),
         (view for (view,) in read_views(test.images, make_protocol("single", (height, width)))),
         batch_size=config.data.eval_batch_size,
-        step=found.step,
+        step=origin.step,
     )
     with atomic_write(workdir / _FILE) as partial:
         partial.write_text(json.dumps(responses.to_dict(), indent=2) + "\n")
