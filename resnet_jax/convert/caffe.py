@@ -13,7 +13,7 @@ import numpy as np
 from resnet_jax.errors import UserError, optional, reason
 
 # The part of Caffe's caffe.proto that holds names and numbers; everything else in a file is skipped. A field is
-# (number, type, how many). "layers" is how Caffe wrote layers before 2015; its `type` is an enum.
+# (number, type, how many).
 _SCHEMA = {
     "BlobShape": {"dim": (1, "int64", "repeated")},
     "BlobProto": {
@@ -23,25 +23,14 @@ _SCHEMA = {
         "width": (4, "int64", "optional"),
         "data": (5, "float", "repeated"),
         "shape": (7, "BlobShape", "optional"),
-        "double_data": (8, "double", "repeated"),
     },
     "LayerParameter": {
         "name": (1, "bytes", "optional"),  # a string; as bytes it may be anything
         "type": (2, "bytes", "optional"),
         "blobs": (7, "BlobProto", "repeated"),
     },
-    "V1LayerParameter": {
-        "name": (4, "bytes", "optional"),
-        "type": (5, "int32", "optional"),
-        "blobs": (6, "BlobProto", "repeated"),
-    },
-    "NetParameter": {
-        "name": (1, "bytes", "optional"),
-        "layers": (2, "V1LayerParameter", "repeated"),
-        "layer": (100, "LayerParameter", "repeated"),
-    },
+    "NetParameter": {"layer": (100, "LayerParameter", "repeated")},
 }
-_V1_TYPES = {4: "Convolution", 14: "InnerProduct"}
 
 # res2a_branch2b and its bn2a_branch2b, scale2a_branch2b. Blocks are a, b, c, ... or, in long stages, a, b1, b2, ...
 _BLOCK_LAYER = re.compile(r"(?:res|bn|scale)([2-5])([a-z]|b[1-9][0-9]*)_branch(?:1|2[abc])")
@@ -66,9 +55,11 @@ def read_caffemodel(path: Path) -> dict[str, np.ndarray]:
         is amiss.
     """
     net = _parse("NetParameter", path)
-    layers = {layer.name.decode(errors="replace"): layer for layer in (*net.layers, *net.layer) if layer.blobs}
+    layers = {layer.name.decode(errors="replace"): layer for layer in net.layer if layer.blobs}
     if not layers:
-        raise UserError(f"{path}: no layer with weights in it; expected a .caffemodel")
+        raise UserError(
+            f"{path}: no layer with weights as Caffe writes them since 2015; expected a .caffemodel of the authors"
+        )
     try:
         weights: dict[str, np.ndarray] = {}
         for caffe, conv, batch_norm in list(_convolutions(layers)):  # a list: reading takes layers away
@@ -197,8 +188,7 @@ def _take(name: str, kind: str, ranks: tuple[int, ...], layers: dict[str, Any], 
     layer = layers.pop(name, None)
     if layer is None:
         raise ValueError(f"{name} is missing")
-    found = layer.type.decode(errors="replace") if isinstance(layer.type, bytes) else _V1_TYPES.get(layer.type, "?")
-    if found != kind:
+    if (found := layer.type.decode(errors="replace")) != kind:
         raise ValueError(f"{name} is of type {found!r}, not {kind}")
     if not len(ranks) - lacks <= len(layer.blobs) <= len(ranks):
         raise ValueError(f"{name} has {len(layer.blobs)} blobs, not {len(ranks) - lacks}")
@@ -218,4 +208,4 @@ def _to_array(blob: Any, rank: int) -> np.ndarray:
         del shape[0]
     if len(shape) != rank or not all(length > 0 for length in shape):
         raise ValueError(f"a blob of shape {'x'.join(map(str, shape)) or 'none'}, expected {rank} axes")
-    return np.array(blob.double_data or blob.data, np.float32).reshape(shape)  # as many values, or a ValueError
+    return np.array(blob.data, np.float32).reshape(shape)  # as many values, or a ValueError

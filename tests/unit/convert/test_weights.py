@@ -225,7 +225,7 @@ def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
     ("name", "model", "message"),
     [
         ("none.safetensors", "resnet8", "no file"),
-        ("none.caffemodel", "resnet50", "no file"),
+        ("none.caffemodel", "resnet50", "No such file"),
         ("file.h5", "resnet8", "unknown kind of file"),
         ("file.safetensors", "resnet9", "depth must be 6n"),
         ("file.safetensors", "alexnet", "--model: unknown model 'alexnet'"),
