@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
 from resnet_jax.errors import UserError, optional
-from resnet_jax.paper import NAMES
-
-if TYPE_CHECKING:
-    from resnet_jax.paper.artefact import Artefact
+from resnet_jax.paper.items import NAMES
 
 
 def main(args: Sequence[str]) -> int:
@@ -168,9 +165,7 @@ def _paper(options: argparse.Namespace) -> int:
     from resnet_jax.paper.commands import fill
     from resnet_jax.paper.make import make
 
-    def current() -> Artefact:
-        return make(options.name, options.runs, options.data_dir)
-
+    current = partial(make, options.name, options.runs, options.data_dir)
     if options.train:
         options.runs.mkdir(parents=True, exist_ok=True)
         fill(current, options.budget, lambda line: print(line, flush=True))

@@ -7,12 +7,12 @@ import functools
 from resnet_jax.models import create_model
 from resnet_jax.paper.analysis.summary import Layer, Summary, summarize
 from resnet_jax.paper.artefact import Artefact
+from resnet_jax.paper.items import FLOPS
 
 
 def make_table1() -> Artefact:
     """Return the architectures, read off our networks, with the paper's FLOPs beside ours."""
-    paper = {18: "1.8", 34: "3.6", 50: "3.8", 101: "7.6", 152: "11.3"}
-    summaries = {depth: _summarize(depth) for depth in paper}
+    summaries = {depth: _summarize(depth) for depth in FLOPS}
     rows: list[tuple[str, ...]] = []
     for stage in range(1, 6):
         layers = [_of_stage(summary, stage) for summary in summaries.values()]
@@ -20,10 +20,10 @@ def make_table1() -> Artefact:
         rows.append((f"conv{stage}" + ("_x" if stage > 1 else ""), f"{side}x{side}", *map(_describe_stage, layers)))
     ours = summaries.values()
     rows.append(("", "1x1", *(f"average pool, {summary.layers[-1].out_features}-d fc" for summary in ours)))
-    rows.append(("FLOPs, paper", "", *(f"{flops}e9" for flops in paper.values())))
+    rows.append(("FLOPs, paper", "", *(f"{flops}e9" for flops in FLOPS.values())))
     rows.append(("FLOPs, ours", "", *(f"{summary.multiply_adds:,}" for summary in ours)))
     rows.append(("parameters, ours", "", *(f"{summary.params:,}" for summary in ours)))
-    columns = ("layer name", "output size", *(f"{depth}-layer" for depth in paper))
+    columns = ("layer name", "output size", *(f"{depth}-layer" for depth in FLOPS))
     notes = [
         "Read off the networks of this package: shortcuts A with 18 and 34 layers, else B. FLOPs are multiply-adds of"
         " convolutions and fully-connected layers, projections included; docs/networks.md explains the differences."

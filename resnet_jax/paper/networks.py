@@ -10,15 +10,13 @@ import jax
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, difference, get_field
 from resnet_jax.models import abstract_variables, build_model
+from resnet_jax.paper.items import FLOPS
 from resnet_jax.recipes import Shortcut, cifar10_recipe, imagenet_recipe
 
 # What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).
 _OPEN = {"cifar10": ("run.seed",), "imagenet": ("run.seed", "optim.boundaries", "optim.plateau_patience")}
 # What measuring that takes: images that are held out.
 _OPEN_WITH_PLATEAUS = ("optim.schedule", "data.validation_size", "data.split_seed")
-# Multiply-adds of an image, in 1e9: Table 1, and for CIFAR 40.8e6 for 20 layers, in proportion to the depth.
-_MULTIPLY_ADDS = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3, 16: 15.3}
-_MULTIPLY_ADDS_OF_A_CIFAR_LAYER = 0.0408 / 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +63,9 @@ class Network:
 
     @property
     def multiply_adds(self) -> float:
-        """Of an image, about."""
+        """Of an image, about: the paper's for ImageNet, 15.3e9 of VGG-16, 2.04e6 a layer on CIFAR."""
         depth = self.config.model.depth
-        return 1e9 * (_MULTIPLY_ADDS_OF_A_CIFAR_LAYER * depth if self.is_cifar else _MULTIPLY_ADDS[depth])
+        return 2.04e6 * depth if self.is_cifar else 1e9 * (FLOPS | {16: 15.3})[depth]
 
     @functools.cached_property
     def parameters(self) -> int:

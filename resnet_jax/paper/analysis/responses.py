@@ -27,6 +27,7 @@ from resnet_jax.inference.load import load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.paper.artefact import format_table
 from resnet_jax.parallel.devices import make_shardings
 from resnet_jax.run.workdir import load_config
 
@@ -233,11 +234,10 @@ def read_responses(workdir: Path) -> Responses | None:
 
 def to_table(responses: Responses) -> str:
     """Return the responses as text, a line a layer; beside them the same in descending order."""
-    width = max(len("layer"), *map(len, responses.layers))
-    lines = [f"{'':>4}  {'layer':<{width}}  {'std':>8}  {'sorted':>8}"]
-    lines.append("-" * len(lines[0]))
-    rows = zip(responses.layers, responses.stds, responses.sorted_stds, strict=True)
-    for index, (name, std, by_size) in enumerate(rows, start=1):
-        lines.append(f"{index:>4}  {name:<{width}}  {std:>8.4f}  {by_size:>8.4f}")
+    by_size = zip(responses.layers, responses.stds, responses.sorted_stds, strict=True)
+    rows = [
+        (str(index), name, f"{std:.4f}", f"{other:.4f}") for index, (name, std, other) in enumerate(by_size, start=1)
+    ]
+    table = format_table([("", "layer", "std", "sorted"), *rows], right=(0, 2, 3))
     count, images = len(responses.layers), responses.images
-    return "\n".join([*lines, "", f"mean over {count} layers: {responses.mean_std:.4f} ({images:,} images)"])
+    return "\n".join([*table, "", f"mean over {count} layers: {responses.mean_std:.4f} ({images:,} images)"])

@@ -13,8 +13,8 @@ import pytest
 from resnet_jax.cli.commands import main
 from resnet_jax.config import OptimConfig, to_json
 from resnet_jax.errors import UserError
-from resnet_jax.paper import NAMES
 from resnet_jax.paper.analysis.responses import Responses
+from resnet_jax.paper.items import NAMES
 from resnet_jax.paper.make import make
 from resnet_jax.paper.networks import NETWORKS
 from resnet_jax.paper.runs import find_runs
