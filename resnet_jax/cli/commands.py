@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -118,7 +119,7 @@ def _summary(options: argparse.Namespace) -> int:
     if size < 32:
         raise UserError(f"--image-size must be at least 32; got {size}")
     summary = summarize(options.model, model, size)
-    print(json.dumps(summary.to_dict()) if options.json else to_table(summary))
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else to_table(summary))
     return 0
 
 
@@ -186,7 +187,7 @@ def _responses(options: argparse.Namespace) -> int:
     for workdir in options.workdirs:
         responses = measure_workdir(workdir, data_dir=options.data_dir, step=options.step)
         if options.json:
-            print(json.dumps({"workdir": str(workdir), **responses.to_dict()}))
+            print(json.dumps({"workdir": str(workdir), **dataclasses.asdict(responses)}))
         else:
             print(f"{workdir}, step {responses.step}\n\n{to_table(responses)}")
     return 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resnet_jax.config import Config, field_names, get_field
+from resnet_jax.config import Config, field_names, get_field, option
 from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.paper.analysis.responses import read_responses
@@ -90,11 +90,11 @@ def _overrides(config: Config, recipe: Config) -> list[str]:
         value = get_field(config, name)
         if value == get_field(recipe, name) or name in ("run.workdir", "run.seed", "run.steps"):
             continue
-        group, field = name.replace("_", "-").split(".")
+        flag = option(name)
         if isinstance(value, bool):
-            options.append(f"--{group}.{field}" if value else f"--{group}.no-{field}")
+            options.append(flag if value else flag.replace(".", ".no-"))
         else:
-            options += [f"--{group}.{field}", *map(str, value if isinstance(value, tuple) else [value])]
+            options += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -115,7 +116,7 @@ def make_run(folder: pathlib.Path) -> None:
     for name, lines in (("metrics.jsonl", records), ("evaluations.jsonl", evaluations)):
         (folder / "run" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     responses = Responses(5, 100, ("stem_conv", "fc"), (1.0, 0.5))
-    (folder / "run" / "responses.json").write_text(json.dumps(responses.to_dict()))
+    (folder / "run" / "responses.json").write_text(json.dumps(dataclasses.asdict(responses)))
 
 
 def read_config(folder: pathlib.Path) -> None:

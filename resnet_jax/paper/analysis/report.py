@@ -90,7 +90,7 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "thousands": _thousands}
+    environment.filters |= {"percent": _percent, "thousands": "{:,}".format}
     return environment.from_string(resources.files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
 
 
@@ -101,10 +101,6 @@ def _percent(value: float) -> str:
     if 99.995 <= value < 100:
         return ">99.99 %"
     return f"{value:.2f} %"
-
-
-def _thousands(value: int) -> str:
-    return f"{value:,}"
 
 
 def _date(seconds: float) -> str:

@@ -72,10 +72,6 @@ class Responses:
         if len(self.layers) != len(self.stds):
             raise ValueError(f"{len(self.layers)} layers and {len(self.stds)} standard deviations")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return dataclasses.asdict(self)
-
 
 def make_moments(model: Model) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
     """Return moments(variables, images, mask), to be jitted: those of the responses of every 3x3 layer.
@@ -213,7 +209,7 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
         step=origin.step,
     )
     with atomic_write(workdir / _FILE) as partial:
-        partial.write_text(json.dumps(responses.to_dict(), indent=2) + "\n")
+        partial.write_text(json.dumps(dataclasses.asdict(responses), indent=2) + "\n")
     return responses
 
 

@@ -56,10 +56,6 @@ class Summary:
     multiply_adds: int
     layers: tuple[Layer, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return dataclasses.asdict(self)
-
 
 def summarize(name: str, model: Model, image_size: int) -> Summary:
     """Trace the network on one image of image_size x image_size pixels; nothing is computed."""

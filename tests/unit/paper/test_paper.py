@@ -93,7 +93,7 @@ def runs(tmp_path_factory):
         ("cifar10_plain56", [1.0, 0.9, 0.8, 0.7]),
     ):
         responses = Responses(64_000, 10_000, tuple(f"layer{i}" for i in range(len(stds))), tuple(stds))
-        (root / name / "responses.json").write_text(json.dumps(responses.to_dict()))
+        (root / name / "responses.json").write_text(json.dumps(dataclasses.asdict(responses)))
     return root
 
 
