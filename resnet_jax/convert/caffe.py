@@ -12,25 +12,33 @@ import numpy as np
 
 from resnet_jax.errors import UserError, optional, reason
 
-# The part of Caffe's caffe.proto that holds names and numbers; everything else in a file is skipped. A field is
-# (number, type, how many).
-_SCHEMA = {
-    "BlobShape": {"dim": (1, "int64", "repeated")},
-    "BlobProto": {
-        "num": (1, "int64", "optional"),  # the shape as Caffe wrote it before `shape`
-        "channels": (2, "int64", "optional"),
-        "height": (3, "int64", "optional"),
-        "width": (4, "int64", "optional"),
-        "data": (5, "float", "repeated"),
-        "shape": (7, "BlobShape", "optional"),
-    },
-    "LayerParameter": {
-        "name": (1, "bytes", "optional"),  # a string; as bytes it may be anything
-        "type": (2, "bytes", "optional"),
-        "blobs": (7, "BlobProto", "repeated"),
-    },
-    "NetParameter": {"layer": (100, "LayerParameter", "repeated")},
+# The part of Caffe's caffe.proto that holds names and numbers; everything else in a file is skipped.
+_SCHEMA = """
+name: "caffe.proto" package: "caffe" syntax: "proto2"
+message_type {
+  name: "BlobShape"
+  field { name: "dim" number: 1 type: TYPE_INT64 label: LABEL_REPEATED options { packed: true } }
 }
+message_type {
+  name: "BlobProto"  # num to width: the shape as Caffe wrote it before it had `shape`
+  field { name: "num" number: 1 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "channels" number: 2 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "height" number: 3 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "width" number: 4 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "data" number: 5 type: TYPE_FLOAT label: LABEL_REPEATED options { packed: true } }
+  field { name: "shape" number: 7 type_name: ".caffe.BlobShape" type: TYPE_MESSAGE label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "LayerParameter"  # name and type are strings; as bytes they may be anything
+  field { name: "name" number: 1 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "type" number: 2 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "blobs" number: 7 type_name: ".caffe.BlobProto" type: TYPE_MESSAGE label: LABEL_REPEATED }
+}
+message_type {
+  name: "NetParameter"
+  field { name: "layer" number: 100 type_name: ".caffe.LayerParameter" type: TYPE_MESSAGE label: LABEL_REPEATED }
+}
+"""
 
 # res2a_branch2b and its bn2a_branch2b, scale2a_branch2b. Blocks are a, b, c, ... or, in long stages, a, b1, b2, ...
 _BLOCK_LAYER = re.compile(r"(?:res|bn|scale)([2-5])([a-z]|b[1-9][0-9]*)_branch(?:1|2[abc])")
@@ -97,32 +105,22 @@ def read_mean(path: Path) -> np.ndarray:
 @functools.cache
 def message_classes() -> dict[str, Any]:
     """Build protobuf's classes for `_SCHEMA`, in a pool of their own: Caffe's may be loaded beside them."""
-    descriptor_pb2, descriptor_pool, message_factory = (
+    descriptor_pb2, descriptor_pool, message_factory, text_format = (
         optional(f"google.protobuf.{module}", extra="convert", package="protobuf")
-        for module in ("descriptor_pb2", "descriptor_pool", "message_factory")
+        for module in ("descriptor_pb2", "descriptor_pool", "message_factory", "text_format")
     )
-    types = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        for field_name, (number, type_name, label) in fields.items():
-            field = message.field.add(name=field_name, number=number)
-            field.label = types.Label.Value(f"LABEL_{label.upper()}")
-            if type_name in _SCHEMA:
-                field.type, field.type_name = types.TYPE_MESSAGE, f".caffe.{type_name}"
-            else:
-                field.type = types.Type.Value(f"TYPE_{type_name.upper()}")
-                field.options.packed = label == "repeated"
+    file = text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in _SCHEMA}
+    names = [message.name for message in file.message_type]
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names}
 
 
 def _parse(message: str, path: Path) -> Any:
     """Read a file that is one `message`."""
-    messages = message_classes()
+    parser = message_classes()[message]
     try:
-        return messages[message].FromString(path.read_bytes())
+        return parser.FromString(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     except Exception as error:  # protobuf's DecodeError

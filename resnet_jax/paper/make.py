@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from resnet_jax.errors import optional
-from resnet_jax.paper.architectures import make_table1
 from resnet_jax.paper.artefact import Artefact
 from resnet_jax.paper.runs import Runs, find_runs
-from resnet_jax.paper.tables import make_results, make_table5
+from resnet_jax.paper.tables import make_results, make_table1, make_table5
 
 
 def make(name: str, root: Path, data_dir: str | None = None) -> Artefact:
