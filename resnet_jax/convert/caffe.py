@@ -29,9 +29,8 @@ message_type {
   field { name: "shape" number: 7 type_name: ".caffe.BlobShape" type: TYPE_MESSAGE label: LABEL_OPTIONAL }
 }
 message_type {
-  name: "LayerParameter"  # name and type are strings; as bytes they may be anything
+  name: "LayerParameter"  # its name is a string; as bytes it may be anything
   field { name: "name" number: 1 type: TYPE_BYTES label: LABEL_OPTIONAL }
-  field { name: "type" number: 2 type: TYPE_BYTES label: LABEL_OPTIONAL }
   field { name: "blobs" number: 7 type_name: ".caffe.BlobProto" type: TYPE_MESSAGE label: LABEL_REPEATED }
 }
 message_type {
@@ -73,7 +72,7 @@ def read_caffemodel(path: Path) -> dict[str, np.ndarray]:
         for caffe, conv, batch_norm in list(_convolutions(layers)):  # a list: reading takes layers away
             weights |= _read_convolution(caffe, conv, batch_norm, layers)
         weights["conv1.weight"] = np.ascontiguousarray(weights["conv1.weight"][:, ::-1])  # Caffe's images are BGR
-        weights["fc.weight"], weights["fc.bias"] = _take("fc1000", "InnerProduct", (2, 1), layers)
+        weights["fc.weight"], weights["fc.bias"] = _take("fc1000", (2, 1), layers)
         if layers:
             raise ValueError(f"unknown layer {next(iter(layers))!r}")
     except ValueError as error:
@@ -157,9 +156,9 @@ def _read_convolution(caffe: str, conv: str, batch_norm: str, layers: dict[str, 
     Raises:
       ValueError: one is missing, or not what it should be.
     """
-    kernel, *biases = _take("conv1" if conv == "conv1" else f"res{caffe}", "Convolution", (4, 1), layers, lacks=1)
-    mean, variance, factor = _take(f"bn{caffe}", "BatchNorm", (1, 1, 1), layers)
-    gamma, beta = _take(f"scale{caffe}", "Scale", (1, 1), layers)
+    kernel, *biases = _take("conv1" if conv == "conv1" else f"res{caffe}", (4, 1), layers, lacks=1)
+    mean, variance, factor = _take(f"bn{caffe}", (1, 1, 1), layers)
+    gamma, beta = _take(f"scale{caffe}", (1, 1), layers)
     # Caffe keeps moving sums, and the weight of their terms; without terms, mean and variance are 0 there.
     share = np.float32(1 / factor[0] if factor[0] else 0)
     mean, variance = mean * share, variance * share
@@ -174,20 +173,18 @@ def _read_convolution(caffe: str, conv: str, batch_norm: str, layers: dict[str, 
     }
 
 
-def _take(name: str, kind: str, ranks: tuple[int, ...], layers: dict[str, Any], lacks: int = 0) -> list[np.ndarray]:
+def _take(name: str, ranks: tuple[int, ...], layers: dict[str, Any], lacks: int = 0) -> list[np.ndarray]:
     """Take the blobs of a layer out of `layers`.
 
     Args:
       ranks: axes of each blob; the last `lacks` of them may be absent.
 
     Raises:
-      ValueError: there is no such layer, or it is no `kind`.
+      ValueError: there is no such layer, or it has other blobs.
     """
     layer = layers.pop(name, None)
     if layer is None:
         raise ValueError(f"{name} is missing")
-    if (found := layer.type.decode(errors="replace")) != kind:
-        raise ValueError(f"{name} is of type {found!r}, not {kind}")
     if not len(ranks) - lacks <= len(layer.blobs) <= len(ranks):
         raise ValueError(f"{name} has {len(layer.blobs)} blobs, not {len(ranks) - lacks}")
     try:

@@ -15,6 +15,7 @@ from resnet_jax.paper.analysis.responses import read_responses
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.networks import Network
 from resnet_jax.paper.runs import Run, Runs
+from resnet_jax.run.checkpoint import saved_steps
 
 # Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
 _SCALES = make_protocol("multiscale", (224, 224)).scales
@@ -36,8 +37,6 @@ def missing_commands(
     An ImageNet network need not be trained here: imported weights fill a cell, too.
 
     Args:
-      network: to be trained and tested.
-      runs: that there are.
       seeds: how often it is to be trained; None for as often as in the paper.
       protocol: that it is to be tested by, if it is.
       responses: whether its layer responses are to be measured.
@@ -58,15 +57,10 @@ def missing_commands(
         if protocol and run.result(protocol) is None and (run.source is not None or run.finished):
             commands.append(evaluation_command([run], protocol, runs))
         measured = read_responses(run.workdir) if responses else None
-        if responses and run.step and (measured is None or measured.step < _saved(run)):
+        if responses and run.step and (measured is None or measured.step < max(saved_steps(run.workdir), default=0)):
             measure = ("-m", "resnet_jax", "responses", str(run.workdir), *_data(runs))
             commands.append(Command(measure, network.multiply_adds * network.test_images))
     return commands
-
-
-def _saved(run: Run) -> int:
-    """Return the step of the last checkpoint."""
-    return max((int(path.name) for path in (run.workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
 def _train_command(network: Network, seed: int, runs: Runs) -> Command:

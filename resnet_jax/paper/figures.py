@@ -95,14 +95,8 @@ def _run_row(run: Run) -> tuple[str, ...]:
     result = run.result("single")
     steps = f"{run.step:,} of {run.network.steps:,}"
     ends = (train[-1] if train else "", test[-1] if test else "")
-    return (
-        run.network.label,
-        steps,
-        *ends,
-        str(run.config.run.seed),
-        run.device,
-        date_of(result.time) if result else "",
-    )
+    date = date_of(result.time) if result else ""
+    return (run.network.label, steps, *ends, str(run.config.run.seed), run.device, date)
 
 
 def make_figure7(runs: Runs) -> Artefact:

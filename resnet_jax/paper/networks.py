@@ -36,12 +36,8 @@ class Network:
     @property
     def label(self) -> str:
         """As the paper calls it."""
-        model = self.config.model
-        if model.family == "vgg":
-            return f"VGG-{model.depth}"
-        kind = "plain" if model.shortcut == "none" else "ResNet"
-        option = f" {model.shortcut}" if model.depth == 34 and kind == "ResNet" else ""
-        return f"{kind}-{model.depth}{option}"
+        name = network_name(self.config.model)
+        return f"{name} {self.config.model.shortcut}" if name == "ResNet-34" else name
 
     @property
     def steps(self) -> int:
@@ -77,10 +73,10 @@ class Network:
 
     def is_of(self, config: Config) -> bool:
         """Tell whether `config` has this network and data set, however it is trained."""
-        same = ("family", "depth", "shortcut")
-        return _data_set(config.data.name) == self.config.data.name and all(
-            getattr(config.model, name) == getattr(self.config.model, name) for name in same
+        ours, theirs = (
+            (c.model.family, c.model.depth, c.model.shortcut, _data_set(c.data.name)) for c in (self.config, config)
         )
+        return ours == theirs
 
     def difference(self, model: ModelConfig) -> str:
         """Say in what the layers of an imported network differ from the paper's; nothing if they do not."""
@@ -103,6 +99,12 @@ class Network:
         for field in (*_OPEN[self.config.data.name], *(_OPEN_WITH_PLATEAUS if plateaus else ())):
             theirs = _replace(theirs, field, get_field(self.config, field))
         return difference(theirs, self.config)
+
+
+def network_name(model: ModelConfig) -> str:
+    """Return "plain-20", "ResNet-50", "VGG-16" and so on."""
+    kind = "VGG" if model.family == "vgg" else "plain" if model.shortcut == "none" else "ResNet"
+    return f"{kind}-{model.depth}"
 
 
 def is_imagenet(name: str) -> bool:

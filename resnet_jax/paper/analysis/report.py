@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 import resnet_jax
-from resnet_jax.config import Config, ModelConfig
+from resnet_jax.config import Config
 from resnet_jax.evaluate import Evaluation
 from resnet_jax.files import atomic_write
 from resnet_jax.paper.analysis.mistakes import (
@@ -32,6 +32,7 @@ from resnet_jax.paper.analysis.mistakes import (
     most_frequent_confusions,
     worst_mistakes,
 )
+from resnet_jax.paper.networks import network_name
 from resnet_jax.run.curves import draw_curves
 from resnet_jax.run.records import read_records, with_fields
 from resnet_jax.run.workdir import load_config, read_source
@@ -65,9 +66,10 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
     config, records = load_config(workdir), with_fields(read_records(workdir), _NEEDED)
     confusions = count_confusions(evaluation)
     source = read_source(workdir)
+    network = network_name(config.model)
     page = _template().render(
         name=workdir.resolve().name,
-        network=_network_name(config.model),
+        network=f"{network}, shortcut {config.model.shortcut}" if network.startswith("ResNet") else network,
         data=evaluation.test.name,
         source=source,
         progress=_progress(records, config.run.steps, evaluation.step),
@@ -112,12 +114,6 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60:,} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _network_name(model: ModelConfig) -> str:
-    if model.family == "vgg":
-        return f"VGG-{model.depth}"
-    return f"plain-{model.depth}" if model.shortcut == "none" else f"ResNet-{model.depth}, shortcut {model.shortcut}"
 
 
 def _progress(records: list[Record], planned: int, step: int) -> str:

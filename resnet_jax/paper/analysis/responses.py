@@ -147,8 +147,7 @@ def measure(
     """Measure the responses to images, in batches over all devices; activations are not kept.
 
     Args:
-      model: any network.
-      variables: `params` and `batch_stats` for it.
+      model, variables: any network.
       preprocess: maps uint8 to normalized float32 images [N, H, W, 3]; it is jitted.
       images: uint8 [H, W, 3] each, of one size.
       batch_size: images at a time, rounded up to a multiple of the devices. It does not change the result.
@@ -186,11 +185,6 @@ def _std(groups: Moments) -> float:
 
 def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | None = None) -> Responses:
     """Measure the responses of a checkpoint to the single view of every test image; write WORKDIR/responses.json.
-
-    Args:
-      workdir: of a run.
-      data_dir: where the data set is now, if not where it was.
-      step: of the checkpoint; None for the last one.
 
     Raises:
       UserError: no work directory, no such checkpoint, no data, or the file cannot be written.

@@ -246,10 +246,6 @@ BAD_LAYERS: dict[str, tuple[Callable[[Layers], Any], str]] = {
     "one more layer": (lambda layers: layers.update(fc2=layers["fc1000"]), "unknown layer 'fc2'"),
     "no blobs": (lambda layers: layers["res2a_branch2a"][1].clear(), "res2a_branch2a is missing"),
     "fused BN": (lambda layers: layers["bn2a_branch1"][1].pop(), "bn2a_branch1 has 2 blobs, not 3"),
-    "another type": (
-        lambda layers: layers.update(bn_conv1=("BN", layers["bn_conv1"][1])),
-        "bn_conv1 is of type 'BN', not BatchNorm",
-    ),
     "matrix for a conv": (set_blob("res2a_branch1", 0, 6, 5), "res2a_branch1: a blob of shape 6x5, expected 4 axes"),
     "too few values": (
         lambda layers: layers["fc1000"][1].__setitem__(1, np.ones(10).view(FewerValues)),
