@@ -27,12 +27,10 @@ def export(
     """Export a trained network, reload the file and compare.
 
     Args:
-      workdir: of a run or an import.
-      form: "safetensors", "stablehlo" or "onnx".
-      out: the file to write.
+      workdir, step: see load().
+      form: of the file `out`.
       names: of the tensors in safetensors: "torch" (torchvision's; for the CIFAR networks those of the CIFAR
         ResNets for PyTorch) or "resnet_jax" (ours, such as stage2_block1/conv1/kernel).
-      step: of the checkpoint; None for the last.
 
     Returns:
       The largest difference of logits on reloading, relative to the largest; the tensors in safetensors are the same.

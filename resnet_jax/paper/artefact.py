@@ -106,19 +106,21 @@ class Artefact:
         Raises:
           UserError: they cannot be written.
         """
-        contents = {"md": self.to_markdown(), "csv": self.to_csv()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write into {folder}: {reason(error)}") from error
-        paths = [folder / f"{self.name}.{suffix}" for suffix in (*contents, *(["png", "svg"] if self.figure else []))]
-        for path in paths:
-            suffix = path.suffix[1:]
-            with atomic_write(path) as partial:
-                if suffix in contents:
-                    partial.write_text(contents[suffix])
-                elif self.figure:
-                    # No date inside: the same runs make the same files.
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+        paths = []
+        for suffix, text in (("md", self.to_markdown()), ("csv", self.to_csv())):
+            paths.append(folder / f"{self.name}.{suffix}")
+            with atomic_write(paths[-1]) as partial:
+                partial.write_text(text)
+        if self.figure:
+            from matplotlib import rc_context
+
+            # The same runs make the same files: no dates, no random numbers inside.
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                paths.append(folder / f"{self.name}.{suffix}")
+                with atomic_write(paths[-1]) as partial, rc_context({"svg.hashsalt": "resnet_jax"}):
                     self.figure.savefig(partial, format=suffix, dpi=150, metadata=metadata)
         return paths

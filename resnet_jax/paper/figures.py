@@ -6,7 +6,6 @@ import itertools
 import statistics
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,8 +16,6 @@ from resnet_jax.paper.commands import missing_commands
 from resnet_jax.paper.items import CLAIMS, CURVES, RESPONSES, Kind, Panel
 from resnet_jax.paper.networks import NETWORKS, Network
 from resnet_jax.paper.runs import Run, Runs, date_of
-
-matplotlib.rcParams["svg.hashsalt"] = "resnet_jax"  # the same runs make the same files
 
 _DASHES: dict[Kind, dict[str, Any]] = {
     "train": {"linestyle": "--", "linewidth": 1},

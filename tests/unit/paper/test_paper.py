@@ -116,6 +116,8 @@ def test_table6(runs):
     finished, begun = rows_of(table, "ResNet", "110")
     assert finished["error, ours"] == "6.40 (6.60 ± 0.20)"
     assert finished["runs"] == "3"
+    ours = [row["parameters, ours"] for row in rows_of(table, "ResNet")]
+    assert list(dict.fromkeys(ours)) == ["269,722", "464,154", "658,586", "853,018", "1,727,962", "19,421,274"]
     assert (begun["error, ours"], begun["steps"]) == ("61.00", "1,000 of 64,000")
     assert [row["error, ours"] for row in rows_of(table, "ResNet", "32")] == [""]
     assert [row["error, paper"] for row in rows_of(table, "Highway", "19")] == ["7.54 (7.72 ± 0.16)"]
