@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,20 +122,16 @@ def _replace(config: Config, field: str, value: Any) -> Config:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
 
 
-def _cifar(depth: int, shortcut: Shortcut) -> Network:
-    kind = "plain" if shortcut == "none" else "resnet"
-    seeds = 5 if (depth, kind) == (110, "resnet") else 1  # Table 6
-    return Network(f"cifar10_{kind}{depth}", cifar10_recipe(depth, shortcut), seeds)
-
-
-def _imagenet(depth: int, shortcut: Shortcut) -> Network:
+def _network(data: str, recipe: Callable[[int, Shortcut], Config], depth: int, shortcut: Shortcut) -> Network:
     kind = "plain" if shortcut == "none" else "resnet"
     option = shortcut if depth == 34 and kind == "resnet" else ""
-    return Network(f"imagenet_{kind}{depth}{option}", imagenet_recipe(depth, shortcut))
+    seeds = 5 if (depth, kind) == (110, "resnet") else 1  # Table 6
+    return Network(f"{data}_{kind}{depth}{option}", recipe(depth, shortcut), seeds)
 
 
+_cifar = functools.partial(_network, "cifar10", cifar10_recipe)
+_imagenet = functools.partial(_network, "imagenet", imagenet_recipe)
 _VGG16 = Network("imagenet_vgg16", Config(model=ModelConfig(family="vgg", depth=16), data=DataConfig(name="imagenet")))
-
 NETWORKS = {
     network.name: network
     for network in (

@@ -49,16 +49,13 @@ _NEEDED = {  # fields of the records that are shown
 _PROTOCOLS = {"single": "single view", "10crop": "10 crops", "multiscale": "multiple scales"}
 
 
-def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
+def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> None:
     """Write the page, which needs no other file and no network.
 
     Args:
       workdir: of a run or an import.
       evaluation: of its weights, and of no other network.
       path: of the page; an existing file is replaced at once or not at all.
-
-    Returns:
-      `path`.
 
     Raises:
       UserError: no work directory, or the page cannot be written.
@@ -87,7 +84,6 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
     )
     with atomic_write(path) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a file name may hold what is not UTF-8
-    return path
 
 
 def _template() -> Any:
