@@ -173,20 +173,20 @@ def evaluate(
     members, probabilities = [], np.zeros((len(test), len(test.class_names)))
     for folder, config in zip(folders, configs, strict=True):
         trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)
-        check_classes(trained.config.inputs, test)
+        check_classes(trained.origin.inputs, test)
         of_member = _protocol(trained, protocol, scales)
         size = batch_size or config.data.eval_batch_size
         of_network = predict(trained, test.images, of_member, batch_size=size)
         if not np.isfinite(of_network).all():  # its errors would look like those of an untrained network
-            raise DivergedError(f"{folder}: the outputs of the network of step {trained.config.step} are not finite")
+            raise DivergedError(f"{folder}: the outputs of the network of step {trained.origin.step} are not finite")
         probabilities += of_network
-        members.append(Member(folder, trained.config.step, of_member))
+        members.append(Member(folder, trained.origin.step, of_member))
     return Evaluation(tuple(members), test, probabilities / len(members))
 
 
 def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None) -> Protocol:
-    height, width, _ = trained.config.inputs.image_shape
-    if name == "multiscale" and trained.config.run.model.family == "vgg" and (height, width) != (224, 224):
+    height, width, _ = trained.origin.inputs.image_shape
+    if name == "multiscale" and trained.origin.config.model.family == "vgg" and (height, width) != (224, 224):
         raise UserError(f"multi-scale testing needs a VGG of 224x224 pixels; this one takes {height}x{width}")
     try:
         return make_protocol(name, (height, width), scales)

@@ -251,7 +251,7 @@ def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Tra
     trained = load(config.run.init_from, scan_blocks=config.model.scan_blocks) if config.run.init_from else None
     if trained is not None:
         check_same_network(trained, config)
-    inputs = describe_inputs(config, dataset, trained.config.inputs.preprocessing if trained else None)
+    inputs = describe_inputs(config, dataset, trained.origin.inputs.preprocessing if trained else None)
     return Trainer(config, inputs, dataset), trained
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import re
@@ -116,15 +117,10 @@ def _parse_overrides(base: Config, args: Sequence[str], prog: str) -> Config:
         if not stop.code:
             raise  # --help
         # The frame's first part says what is wrong; the parts behind it repeat the help text.
-        lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line) for line in stderr.getvalue().splitlines()[1:-1]]
-        first = " ".join(line.strip() for line in _until_rule(lines))
+        lines = [re.sub(r"^[│|]\s*|\s*[│|]$", "", line) for line in stderr.getvalue().splitlines()[1:-1]]
+        first = " ".join(itertools.takewhile(lambda line: not line.startswith(("──", "--")), lines))
         raise UserError(f"{first.rstrip('.')}; see {prog} --help") from None
     if unknown:
         flags = [option(name) for name in field_names()]
         raise UserError(f"unknown option {unknown[0]}{did_you_mean(unknown[0], flags)}; see {prog} --help")
     return config
-
-
-def _until_rule(lines: list[str]) -> list[str]:
-    end = next((i for i, line in enumerate(lines) if line.startswith(("──", "--"))), len(lines))
-    return lines[:end]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
 from resnet_jax.errors import UserError, optional
-from resnet_jax.paper import NAMES
-
-if TYPE_CHECKING:
-    from resnet_jax.paper.artefact import Artefact
+from resnet_jax.paper.items import NAMES
 
 
 def main(args: Sequence[str]) -> int:
@@ -121,7 +119,7 @@ def _summary(options: argparse.Namespace) -> int:
     if size < 32:
         raise UserError(f"--image-size must be at least 32; got {size}")
     summary = summarize(options.model, model, size)
-    print(json.dumps(summary.to_dict()) if options.json else to_table(summary))
+    print(json.dumps(dataclasses.asdict(summary)) if options.json else to_table(summary))
     return 0
 
 
@@ -168,9 +166,7 @@ def _paper(options: argparse.Namespace) -> int:
     from resnet_jax.paper.commands import fill
     from resnet_jax.paper.make import make
 
-    def current() -> Artefact:
-        return make(options.name, options.runs, options.data_dir)
-
+    current = partial(make, options.name, options.runs, options.data_dir)
     if options.train:
         options.runs.mkdir(parents=True, exist_ok=True)
         fill(current, options.budget, lambda line: print(line, flush=True))
@@ -191,7 +187,7 @@ def _responses(options: argparse.Namespace) -> int:
     for workdir in options.workdirs:
         responses = measure_workdir(workdir, data_dir=options.data_dir, step=options.step)
         if options.json:
-            print(json.dumps({"workdir": str(workdir), **responses.to_dict()}))
+            print(json.dumps({"workdir": str(workdir), **dataclasses.asdict(responses)}))
         else:
             print(f"{workdir}, step {responses.step}\n\n{to_table(responses)}")
     return 0

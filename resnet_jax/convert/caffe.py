@@ -12,36 +12,32 @@ import numpy as np
 
 from resnet_jax.errors import UserError, optional, reason
 
-# The part of Caffe's caffe.proto that holds names and numbers; everything else in a file is skipped. A field is
-# (number, type, how many). "layers" is how Caffe wrote layers before 2015; its `type` is an enum.
-_SCHEMA = {
-    "BlobShape": {"dim": (1, "int64", "repeated")},
-    "BlobProto": {
-        "num": (1, "int64", "optional"),  # the shape as Caffe wrote it before `shape`
-        "channels": (2, "int64", "optional"),
-        "height": (3, "int64", "optional"),
-        "width": (4, "int64", "optional"),
-        "data": (5, "float", "repeated"),
-        "shape": (7, "BlobShape", "optional"),
-        "double_data": (8, "double", "repeated"),
-    },
-    "LayerParameter": {
-        "name": (1, "bytes", "optional"),  # a string; as bytes it may be anything
-        "type": (2, "bytes", "optional"),
-        "blobs": (7, "BlobProto", "repeated"),
-    },
-    "V1LayerParameter": {
-        "name": (4, "bytes", "optional"),
-        "type": (5, "int32", "optional"),
-        "blobs": (6, "BlobProto", "repeated"),
-    },
-    "NetParameter": {
-        "name": (1, "bytes", "optional"),
-        "layers": (2, "V1LayerParameter", "repeated"),
-        "layer": (100, "LayerParameter", "repeated"),
-    },
+# The part of Caffe's caffe.proto that holds names and numbers; everything else in a file is skipped.
+_SCHEMA = """
+name: "caffe.proto" package: "caffe" syntax: "proto2"
+message_type {
+  name: "BlobShape"
+  field { name: "dim" number: 1 type: TYPE_INT64 label: LABEL_REPEATED options { packed: true } }
 }
-_V1_TYPES = {4: "Convolution", 14: "InnerProduct"}
+message_type {
+  name: "BlobProto"  # num to width: the shape as Caffe wrote it before it had `shape`
+  field { name: "num" number: 1 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "channels" number: 2 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "height" number: 3 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "width" number: 4 type: TYPE_INT64 label: LABEL_OPTIONAL }
+  field { name: "data" number: 5 type: TYPE_FLOAT label: LABEL_REPEATED options { packed: true } }
+  field { name: "shape" number: 7 type_name: ".caffe.BlobShape" type: TYPE_MESSAGE label: LABEL_OPTIONAL }
+}
+message_type {
+  name: "LayerParameter"  # its name is a string; as bytes it may be anything
+  field { name: "name" number: 1 type: TYPE_BYTES label: LABEL_OPTIONAL }
+  field { name: "blobs" number: 7 type_name: ".caffe.BlobProto" type: TYPE_MESSAGE label: LABEL_REPEATED }
+}
+message_type {
+  name: "NetParameter"
+  field { name: "layer" number: 100 type_name: ".caffe.LayerParameter" type: TYPE_MESSAGE label: LABEL_REPEATED }
+}
+"""
 
 # res2a_branch2b and its bn2a_branch2b, scale2a_branch2b. Blocks are a, b, c, ... or, in long stages, a, b1, b2, ...
 _BLOCK_LAYER = re.compile(r"(?:res|bn|scale)([2-5])([a-z]|b[1-9][0-9]*)_branch(?:1|2[abc])")
@@ -66,15 +62,17 @@ def read_caffemodel(path: Path) -> dict[str, np.ndarray]:
         is amiss.
     """
     net = _parse("NetParameter", path)
-    layers = {layer.name.decode(errors="replace"): layer for layer in (*net.layers, *net.layer) if layer.blobs}
+    layers = {layer.name.decode(errors="replace"): layer for layer in net.layer if layer.blobs}
     if not layers:
-        raise UserError(f"{path}: no layer with weights in it; expected a .caffemodel")
+        raise UserError(
+            f"{path}: no layer with weights as Caffe writes them since 2015; expected a .caffemodel of the authors"
+        )
     try:
         weights: dict[str, np.ndarray] = {}
         for caffe, conv, batch_norm in list(_convolutions(layers)):  # a list: reading takes layers away
             weights |= _read_convolution(caffe, conv, batch_norm, layers)
         weights["conv1.weight"] = np.ascontiguousarray(weights["conv1.weight"][:, ::-1])  # Caffe's images are BGR
-        weights["fc.weight"], weights["fc.bias"] = _take("fc1000", "InnerProduct", (2, 1), layers)
+        weights["fc.weight"], weights["fc.bias"] = _take("fc1000", (2, 1), layers)
         if layers:
             raise ValueError(f"unknown layer {next(iter(layers))!r}")
     except ValueError as error:
@@ -106,32 +104,22 @@ def read_mean(path: Path) -> np.ndarray:
 @functools.cache
 def message_classes() -> dict[str, Any]:
     """Build protobuf's classes for `_SCHEMA`, in a pool of their own: Caffe's may be loaded beside them."""
-    descriptor_pb2, descriptor_pool, message_factory = (
+    descriptor_pb2, descriptor_pool, message_factory, text_format = (
         optional(f"google.protobuf.{module}", extra="convert", package="protobuf")
-        for module in ("descriptor_pb2", "descriptor_pool", "message_factory")
+        for module in ("descriptor_pb2", "descriptor_pool", "message_factory", "text_format")
     )
-    types = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe", syntax="proto2")
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        for field_name, (number, type_name, label) in fields.items():
-            field = message.field.add(name=field_name, number=number)
-            field.label = types.Label.Value(f"LABEL_{label.upper()}")
-            if type_name in _SCHEMA:
-                field.type, field.type_name = types.TYPE_MESSAGE, f".caffe.{type_name}"
-            else:
-                field.type = types.Type.Value(f"TYPE_{type_name.upper()}")
-                field.options.packed = label == "repeated"
+    file = text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in _SCHEMA}
+    names = [message.name for message in file.message_type]
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names}
 
 
 def _parse(message: str, path: Path) -> Any:
     """Read a file that is one `message`."""
-    messages = message_classes()
+    parser = message_classes()[message]
     try:
-        return messages[message].FromString(path.read_bytes())
+        return parser.FromString(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     except Exception as error:  # protobuf's DecodeError
@@ -168,9 +156,9 @@ def _read_convolution(caffe: str, conv: str, batch_norm: str, layers: dict[str, 
     Raises:
       ValueError: one is missing, or not what it should be.
     """
-    kernel, *biases = _take("conv1" if conv == "conv1" else f"res{caffe}", "Convolution", (4, 1), layers, lacks=1)
-    mean, variance, factor = _take(f"bn{caffe}", "BatchNorm", (1, 1, 1), layers)
-    gamma, beta = _take(f"scale{caffe}", "Scale", (1, 1), layers)
+    kernel, *biases = _take("conv1" if conv == "conv1" else f"res{caffe}", (4, 1), layers, lacks=1)
+    mean, variance, factor = _take(f"bn{caffe}", (1, 1, 1), layers)
+    gamma, beta = _take(f"scale{caffe}", (1, 1), layers)
     # Caffe keeps moving sums, and the weight of their terms; without terms, mean and variance are 0 there.
     share = np.float32(1 / factor[0] if factor[0] else 0)
     mean, variance = mean * share, variance * share
@@ -185,21 +173,18 @@ def _read_convolution(caffe: str, conv: str, batch_norm: str, layers: dict[str, 
     }
 
 
-def _take(name: str, kind: str, ranks: tuple[int, ...], layers: dict[str, Any], lacks: int = 0) -> list[np.ndarray]:
+def _take(name: str, ranks: tuple[int, ...], layers: dict[str, Any], lacks: int = 0) -> list[np.ndarray]:
     """Take the blobs of a layer out of `layers`.
 
     Args:
       ranks: axes of each blob; the last `lacks` of them may be absent.
 
     Raises:
-      ValueError: there is no such layer, or it is no `kind`.
+      ValueError: there is no such layer, or it has other blobs.
     """
     layer = layers.pop(name, None)
     if layer is None:
         raise ValueError(f"{name} is missing")
-    found = layer.type.decode(errors="replace") if isinstance(layer.type, bytes) else _V1_TYPES.get(layer.type, "?")
-    if found != kind:
-        raise ValueError(f"{name} is of type {found!r}, not {kind}")
     if not len(ranks) - lacks <= len(layer.blobs) <= len(ranks):
         raise ValueError(f"{name} has {len(layer.blobs)} blobs, not {len(ranks) - lacks}")
     try:
@@ -218,4 +203,4 @@ def _to_array(blob: Any, rank: int) -> np.ndarray:
         del shape[0]
     if len(shape) != rank or not all(length > 0 for length in shape):
         raise ValueError(f"a blob of shape {'x'.join(map(str, shape)) or 'none'}, expected {rank} axes")
-    return np.array(blob.double_data or blob.data, np.float32).reshape(shape)  # as many values, or a ValueError
+    return np.array(blob.data, np.float32).reshape(shape)  # as many values, or a ValueError

@@ -52,27 +52,20 @@ def to_torch(path: Path, array: np.ndarray) -> np.ndarray:
     """Lay a tensor out as PyTorch does: convolutions [O, I, H, W], fully-connected layers [out, in]."""
     if path[-1] != "kernel":
         return array
-    if array.ndim == 4:
-        array = array.transpose(3, 2, 0, 1)
-    elif path[0] == "fc6":  # its input is flattened in the order C, H, W there
-        array = array.reshape(*_FC6_INPUT, -1).transpose(3, 2, 0, 1).reshape(array.shape[::-1])
-    else:
-        array = array.T
-    return np.ascontiguousarray(array)
+    # What fc6 takes is flattened in the order C, H, W there: it is turned as the convolution that it amounts to.
+    kernel = array.reshape(*_FC6_INPUT, -1) if path[0] == "fc6" else array
+    turned = kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+    return np.ascontiguousarray(turned).reshape(_torch_shape(array.shape))
 
 
 def from_torch(path: Path, array: np.ndarray) -> np.ndarray:
     """Undo to_torch()."""
     if path[-1] != "kernel":
         return array
-    if array.ndim == 4:
-        array = array.transpose(2, 3, 1, 0)
-    elif path[0] == "fc6":
-        height, width, channels = _FC6_INPUT
-        array = array.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(array.shape[::-1])
-    else:
-        array = array.T
-    return np.ascontiguousarray(array)
+    height, width, channels = _FC6_INPUT
+    kernel = array.reshape(-1, channels, height, width) if path[0] == "fc6" else array
+    turned = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T)
+    return turned.reshape(array.shape[::-1]) if path[0] == "fc6" else turned
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

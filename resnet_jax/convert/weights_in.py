@@ -18,6 +18,7 @@ from resnet_jax.data.sources.cifar10 import CLASS_NAMES
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
+from resnet_jax.models.blocks import StrideOn
 from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import create_train_state
@@ -32,40 +33,23 @@ PREPROCESSING: dict[str, tuple[tuple[float, float, float], tuple[float, float, f
     "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255, 1 / 255, 1 / 255)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-
-
 # The last layer of each kind of file.
 _HEADS = {"cifar": "linear.weight", "torchvision": "fc.weight", "vgg": "classifier.6.weight"}
 
 
-def import_weights(
-    file: Path,
-    model_name: str,
-    workdir: Path,
-    *,
-    preprocessing: PreprocessingName | None = None,
-    mean_file: Path | None = None,
-    stride_on: Literal["1x1", "3x3"] | None = None,
-) -> Config:
+def import_weights(file: Path, model_name: str, workdir: Path, **options: Any) -> Config:
     """Read weights and write a work directory with them as the checkpoint of step 0.
 
     Args:
-      file: .pth, .th, .pt, .safetensors or .caffemodel.
-      model_name: such as "resnet20", "resnet50", "vgg16".
+      file, model_name, **options: of read_weights().
       workdir: to be made.
-      preprocessing: that the weights were trained with; None for the one usual for the layout of the file.
-      mean_file: Caffe's mean image (.binaryproto), instead of channel means.
-      stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
-        and "3x3" for torchvision. Nothing in a file tells.
 
     Raises:
       UserError: a file that cannot be read, does not fit the network, or a work directory that exists.
     """
     if workdir.exists():
         raise UserError(f"{workdir} exists; choose another --out")
-    config, variables, inputs = read_weights(
-        file, model_name, preprocessing=preprocessing, mean_file=mean_file, stride_on=stride_on
-    )
+    config, variables, inputs = read_weights(file, model_name, **options)
     optimizer = build_optimizer(config.optim, build_schedule(config.optim, config.run.steps))
     state = create_train_state(optimizer, jax.tree.map(jnp.asarray, variables))
     create_workdir(workdir, config, inputs, state, file.name)
@@ -78,9 +62,17 @@ def read_weights(
     *,
     preprocessing: PreprocessingName | None = None,
     mean_file: Path | None = None,
-    stride_on: Literal["1x1", "3x3"] | None = None,
+    stride_on: StrideOn | None = None,
 ) -> tuple[Config, dict[str, Any], Inputs]:
-    """Read weights as import_weights() does; return the configuration, NumPy variables and what belongs to them.
+    """Return a configuration, NumPy variables and what belongs to them, for weights that others trained.
+
+    Args:
+      file: .pth, .th, .pt, .safetensors or .caffemodel.
+      model_name: such as "resnet20", "resnet50", "vgg16".
+      preprocessing: that the weights were trained with; None for the one usual for the layout of the file.
+      mean_file: Caffe's mean image (.binaryproto), instead of channel means.
+      stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
+        and "3x3" for torchvision. Nothing in a file tells.
 
     Raises:
       UserError: a file that cannot be read or does not fit the network.
@@ -90,27 +82,24 @@ def read_weights(
     except ValueError as error:
         raise UserError(f"--model: {error}") from error
     is_caffe = file.suffix == ".caffemodel"
-    if is_caffe and not file.is_file():
-        raise UserError(f"no file {file}")
     tensors = read_caffemodel(file) if is_caffe else read_tensors(file)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
     num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, model_name)
-    mean, std = _preprocessing(preprocessing or ("caffe" if is_caffe else "torchvision"), mean_file)
     side = 32 if name.family == "cifar" else 224
-    if mean.ndim == 3 and mean.shape != (side, side, 3):
-        raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {mean.shape}")
+    shape = (side, side, 3)
+    mean, std = PREPROCESSING[preprocessing or ("caffe" if is_caffe else "torchvision")]
+    image = None if mean_file is None else read_mean(mean_file) / 255
+    if image is not None and image.shape != shape:
+        raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {image.shape}")
     is_cifar10 = name.family == "cifar" and num_classes == len(CLASS_NAMES)
     class_names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(num_classes)))
-    data = DataConfig(
-        name="cifar10" if name.family == "cifar" else "imagenet",
-        mean=None if mean.ndim == 3 else _triple(mean),
-        std=_triple(std),
-    )
+    dataset = "cifar10" if name.family == "cifar" else "imagenet"
+    config = Config(model=model_config, data=DataConfig(dataset, mean=mean if image is None else None, std=std))
     model = build_model(model_config, num_classes)
-    variables = variables_from_tensors(tensors, model, abstract_variables(model, (side, side, 3)), layout, str(file))
-    inputs = Inputs((side, side, 3), class_names, Preprocessing(mean, std))
-    return Config(model=model_config, data=data), variables, inputs
+    variables = variables_from_tensors(tensors, model, abstract_variables(model, shape), layout, str(file))
+    arrays = Preprocessing(np.asarray(mean if image is None else image, np.float32), np.asarray(std, np.float32))
+    return config, variables, Inputs(shape, class_names, arrays)
 
 
 def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_name: str) -> int:
@@ -124,7 +113,7 @@ def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_
 
 
 def _model_config(
-    name: ModelName, tensors: dict[str, np.ndarray], is_caffe: bool, stride_on: Literal["1x1", "3x3"] | None
+    name: ModelName, tensors: dict[str, np.ndarray], is_caffe: bool, stride_on: StrideOn | None
 ) -> ModelConfig:
     """Read off the tensors which shortcuts the network has; the rest follows from who wrote the file."""
     config = ModelConfig(family=name.family, depth=name.depth, shortcut="none" if name.plain else "A")
@@ -141,13 +130,3 @@ def _model_config(
         stride_on=stride_on or ("1x1" if is_caffe else "3x3"),
         pool_padding="caffe" if is_caffe else "torch",
     )
-
-
-def _preprocessing(name: PreprocessingName, mean_file: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = (np.asarray(value, np.float32) for value in PREPROCESSING[name])
-    return (mean if mean_file is None else (read_mean(mean_file) / 255).astype(np.float32)), std
-
-
-def _triple(values: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -23,26 +23,20 @@ _STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedConfig:
-    """What belongs to trained weights.
+class Origin:
+    """Where trained weights come from: the configuration of the run, the step of the checkpoint, and its inputs."""
 
-    Attributes:
-      run: the configuration of the run they come from.
-      step: of the checkpoint.
-      inputs: image size, names of the classes, mean and std.
-    """
-
-    run: Config
+    config: Config
     step: int
     inputs: Inputs
 
 
 class Trained(NamedTuple):
-    """A network with its weights: `model.apply(variables, preprocess(images, config), train=False)`."""
+    """A network with its weights: `model.apply(variables, preprocess(images, origin), train=False)`."""
 
     model: Model
     variables: dict[str, Any]
-    config: TrainedConfig
+    origin: Origin
 
 
 def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = False) -> Trained:
@@ -55,7 +49,7 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
         not matter how it was trained.
 
     Returns:
-      (model, variables, config): variables holds `params` and `batch_stats`, float32.
+      (model, variables, origin): variables holds `params` and `batch_stats`, float32.
 
     Raises:
       UserError: no work directory, or no such checkpoint or a damaged one.
@@ -68,15 +62,15 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
     shapes = abstract_variables(model, inputs.image_shape)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     step, variables = restore_variables(workdir, wanted, step)
-    return Trained(model, variables, TrainedConfig(config, step, inputs))
+    return Trained(model, variables, Origin(config, step, inputs))
 
 
-def preprocess(images: Any, config: TrainedConfig) -> jax.Array:
+def preprocess(images: Any, origin: Origin) -> jax.Array:
     """Normalize images as the network was trained on them.
 
     Args:
-      images: RGB uint8 [N, H, W, 3]; of the size config.inputs.image_shape where the mean is per pixel.
-      config: of load().
+      images: RGB uint8 [N, H, W, 3]; of the size origin.inputs.image_shape where the mean is per pixel.
+      origin: of load().
 
     Returns:
       float32 [N, H, W, 3].
@@ -84,7 +78,7 @@ def preprocess(images: Any, config: TrainedConfig) -> jax.Array:
     Raises:
       ValueError: images of another type or size.
     """
-    mean, std = config.inputs.preprocessing
+    mean, std = origin.inputs.preprocessing
     images = jax.numpy.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"expected uint8 images [N, H, W, 3], got {images.dtype} {images.shape}")
@@ -100,7 +94,7 @@ def check_same_network(trained: Trained, config: Config) -> None:
       UserError: the networks differ in more than the number of classes.
     """
     for name in _STRUCTURE:
-        theirs, ours = getattr(trained.config.run.model, name), getattr(config.model, name)
+        theirs, ours = getattr(trained.origin.config.model, name), getattr(config.model, name)
         if theirs != ours:
             option = f"--model.{name.replace('_', '-')}"
             raise UserError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -39,8 +40,8 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
     Returns:
       [N, num_classes] float64; each row sums to 1.
     """
-    logits = _Logits(trained, protocol)
-    totals = np.zeros((len(images), len(trained.config.inputs.class_names)))
+    logits = _make_logits(trained, protocol)
+    totals = np.zeros((len(images), len(trained.origin.inputs.class_names)))
     pending: deque[tuple[list[int], jax.Array]] = deque()
 
     def finish() -> None:
@@ -118,36 +119,30 @@ def _array_size(size: Size, protocol: Protocol) -> Size:
     return (shorter, longer) if size[0] <= size[1] else (longer, shorter)
 
 
-class _Logits:
-    """The network on batches of views: compiled once for each size of the arrays."""
+def _make_logits(trained: Trained, protocol: Protocol) -> Callable[[_Batch], jax.Array]:
+    """Return logits(batch) -> [1 or 2, N, num_classes] float32: of the views, and of their mirror images.
 
-    def __init__(self, trained: Trained, protocol: Protocol):
-        self._trained, self._protocol = trained, protocol
-        self._model = for_this_backend(trained.model)
-        replicated, self._by_image = make_shardings()
-        self._variables = jax.device_put(trained.variables, replicated)
-        self._compute = jax.jit(self._of_views, out_shardings=replicated)
+    It is compiled once for each size of the arrays.
+    """
+    model = for_this_backend(trained.model)
+    replicated, by_image = make_shardings()
+    variables = jax.device_put(trained.variables, replicated)
 
-    def __call__(self, batch: _Batch) -> jax.Array:
-        """Return [1 or 2, N, num_classes] float32: of the views, and of their mirror images."""
-        return self._compute(self._variables, *jax.device_put((batch.images, batch.sizes), self._by_image))
-
-    def _of_views(self, variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
-        square = images.shape[1] == images.shape[2]  # only square views lie in a square array: they fill it
-        flips = (False, True) if self._protocol.flipped else (False,)
+    @partial(jax.jit, out_shardings=replicated)
+    def of_views(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
         _, height, width, channels = images.shape
-        preprocessing = adapt_preprocessing(self._trained.config.inputs.preprocessing, (height, width, channels))
+        preprocessing = adapt_preprocessing(trained.origin.inputs.preprocessing, (height, width, channels))
+        extents = None if height == width else sizes  # only square views lie in a square array: they fill it
         outputs: list[Any] = []
-        for flip in flips:
+        for flip in (False, True) if protocol.flipped else (False,):
             x = normalize(_mirror(images, sizes) if flip else images, *preprocessing)
-            if self._protocol.fully_convolutional:
-                extents = None if square else sizes
-                outputs.append(
-                    fully_convolutional_logits(self._model, variables, x, extents, self._protocol.input_size)
-                )
+            if protocol.fully_convolutional:
+                outputs.append(fully_convolutional_logits(model, variables, x, extents, protocol.input_size))
             else:
-                outputs.append(self._model.apply(variables, x, train=False))
+                outputs.append(model.apply(variables, x, train=False))
         return jnp.stack(outputs)
+
+    return lambda batch: of_views(variables, *jax.device_put((batch.images, batch.sizes), by_image))
 
 
 def _mirror(images: jax.Array, sizes: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Convolutions as the paper has them: no bias (BN follows), padding as Caffe and PyTorch do it, He init."""
+"""Convolutions as the paper has them: no bias where BN follows, padding as Caffe and PyTorch do it, He init."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def conv(
     size: int,
     *,
     stride: int = 1,
+    use_bias: bool = False,
     init_fan: Fan = "fan_in",
     dtype: DTypeLike = jnp.float32,
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated,
@@ -40,7 +41,7 @@ def conv(
         (size, size),
         strides=(stride, stride),
         padding=(margin, margin),
-        use_bias=False,
+        use_bias=use_bias,
         kernel_init=he_init(init_fan),
         dtype=dtype,
         conv_general_dilated=conv_general_dilated,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.models.pool import MaxPool
 from resnet_jax.models.resnet import ResNet
@@ -72,17 +73,15 @@ class _Borders:
     """Where the images of a batch end, at every resolution that the network goes through."""
 
     def __init__(self, images: jax.Array, sizes: jax.Array):
-        self._heights = {images.shape[1]: sizes[:, 0]}  # height of the array: heights of the images [N]
-        self._widths = {images.shape[2]: sizes[:, 1]}
+        self._sizes = {images.shape[1:3]: sizes}  # size of the array: sizes of the images [N, 2]
 
     def of(self, x: jax.Array) -> jax.Array:
         """Return [N, 2], the extents of the images in feature maps x."""
-        return jnp.stack([self._heights[x.shape[1]], self._widths[x.shape[2]]], axis=1)
+        return self._sizes[x.shape[1:3]]
 
     def fill(self, x: jax.Array, value: float) -> jax.Array:
         """Set what is beyond the border in x [N, H, W, C] to `value`."""
-        rows = jnp.arange(x.shape[1]) < self._heights[x.shape[1]][:, None]
-        columns = jnp.arange(x.shape[2]) < self._widths[x.shape[2]][:, None]
+        rows, columns = (jnp.arange(x.shape[1 + axis]) < self.of(x)[:, axis, None] for axis in (0, 1))
         return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, value)
 
     def respect(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -92,19 +91,20 @@ class _Borders:
             return call(*args, **kwargs)
         x = args[0]
         y = call(self.fill(x, 0 if isinstance(layer, nn.Conv) else -jnp.inf), *args[1:], **kwargs)
-        for axis, lengths in ((1, self._heights), (2, self._widths)):
-            if y.shape[axis] != x.shape[axis]:
-                lengths[y.shape[axis]] = _output_length(layer, axis - 1, lengths[x.shape[axis]])
+        if y.shape[1:3] != x.shape[1:3]:
+            self._sizes[y.shape[1:3]] = _output_sizes(layer, self.of(x))
         return y
 
 
-def _output_length(layer: nn.Conv | MaxPool, axis: int, length: jax.Array) -> jax.Array:
-    """Return the size of a layer's output for inputs of a given size; axis 0 is the height."""
+def _output_sizes(layer: Any, sizes: jax.Array) -> jax.Array:
+    """Return the heights and widths [N, 2] of a layer's outputs for inputs of such sizes."""
     if isinstance(layer, MaxPool):
-        steps = length + 2 * layer.margin - layer.size
+        steps = sizes + 2 * layer.margin - layer.size
         return (-(-steps // layer.stride) if layer.ceil else steps // layer.stride) + 1
-    size, strides, padding = (cast(Any, value)[axis] for value in (layer.kernel_size, layer.strides, layer.padding))
-    return (length + sum(padding) - size) // strides + 1
+    kernel, strides, padding = (
+        np.array(value, np.int32) for value in (layer.kernel_size, layer.strides, layer.padding)
+    )
+    return (sizes + padding.sum(1, dtype=np.int32) - kernel) // strides + 1
 
 
 def _window_weights(lengths: jax.Array, window: int, padded: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import chex
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.models.conv import ConvGeneralDilated, Fan, he_init
+from resnet_jax.models.conv import ConvGeneralDilated, Fan, conv, he_init
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 _FILTERS = (64, 128, 256, 512, 512)
@@ -62,20 +63,18 @@ class VGG(nn.Module):
           train: whether fc6 and fc7 drop outputs.
         """
         chex.assert_rank(images, 4)
+        make_conv = partial(
+            conv,
+            use_bias=True,
+            init_fan=self.init_fan,
+            dtype=self.dtype,
+            conv_general_dilated=self.conv_general_dilated,
+        )
         x = images.astype(self.dtype)
         outputs = {}
         for stage, (convs, filters) in enumerate(zip(self.convs, _FILTERS, strict=True), start=1):
             for number in range(1, convs + 1):
-                layer = nn.Conv(
-                    filters,
-                    (3, 3),
-                    padding=((1, 1), (1, 1)),
-                    kernel_init=he_init(self.init_fan),
-                    dtype=self.dtype,
-                    conv_general_dilated=self.conv_general_dilated,
-                    name=f"conv{stage}_{number}",
-                )
-                x = nn.relu(layer(x))
+                x = nn.relu(make_conv(filters, 3, name=f"conv{stage}_{number}")(x))
             x = MaxPool(2, 2, name=f"pool{stage}")(x)
             outputs[f"conv{stage}"] = x
         if self.backbone_only:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,17 @@ class Command:
         return "FILE" not in self.arguments
 
 
-def cheapest_first(commands: list[Command]) -> list[Command]:
-    """Sort commands by what they compute."""
-    return sorted(commands, key=lambda command: command.multiply_adds)
+def format_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> list[str]:
+    """Lay rows out for a terminal, a rule behind the first; the columns numbered in `right` end at one place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return [line.rstrip() for line in (lines[0], "-" * len(lines[0]), *lines[1:])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Artefact:
       title: the paper's caption in short.
       columns, rows: of the table; of a figure, what its curves end with. A cell without a run is empty.
       notes: what a reader must know, a sentence each.
-      commands: that would fill what is empty, cheapest first.
+      commands: that would fill what is empty.
       figure: the picture, or None for a table.
       points: of a figure, for the CSV: a header and rows.
     """
@@ -67,11 +76,7 @@ class Artefact:
 
     def to_text(self) -> str:
         """Return the table for a terminal."""
-        table = [self.columns, *self.rows]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.columns))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-        lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines), *self._ending("")])
+        return "\n".join([self.title, "", *format_table([self.columns, *self.rows]), *self._ending("")])
 
     def to_markdown(self) -> str:
         """Return the table, with the picture above it if there is one."""
@@ -101,19 +106,21 @@ class Artefact:
         Raises:
           UserError: they cannot be written.
         """
-        contents = {"md": self.to_markdown(), "csv": self.to_csv()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write into {folder}: {reason(error)}") from error
-        paths = [folder / f"{self.name}.{suffix}" for suffix in (*contents, *(["png", "svg"] if self.figure else []))]
-        for path in paths:
-            suffix = path.suffix[1:]
-            with atomic_write(path) as partial:
-                if suffix in contents:
-                    partial.write_text(contents[suffix])
-                elif self.figure:
-                    # No date inside: the same runs make the same files.
-                    metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+        paths = []
+        for suffix, text in (("md", self.to_markdown()), ("csv", self.to_csv())):
+            paths.append(folder / f"{self.name}.{suffix}")
+            with atomic_write(paths[-1]) as partial:
+                partial.write_text(text)
+        if self.figure:
+            from matplotlib import rc_context
+
+            # The same runs make the same files: no dates, no random numbers inside.
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                paths.append(folder / f"{self.name}.{suffix}")
+                with atomic_write(paths[-1]) as partial, rc_context({"svg.hashsalt": "resnet_jax"}):
                     self.figure.savefig(partial, format=suffix, dpi=150, metadata=metadata)
         return paths

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resnet_jax.config import Config, field_names, get_field
+from resnet_jax.config import Config, field_names, get_field, option
 from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import CommandError, UserError
+from resnet_jax.paper.analysis.responses import read_responses
 from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.networks import Network
 from resnet_jax.paper.runs import Run, Runs
+from resnet_jax.run.checkpoint import saved_steps
 
 # Images of the input's size that take as long: 10 views; both mirror images of five scales, in area.
 _SCALES = make_protocol("multiscale", (224, 224)).scales
@@ -24,7 +26,6 @@ _BACKWARD = 3  # a training step takes about three times the multiply-adds of th
 def missing_commands(
     network: Network,
     runs: Runs,
-    data_dir: str | None,
     *,
     seeds: int | None = None,
     protocol: ProtocolName | None = None,
@@ -36,9 +37,6 @@ def missing_commands(
     An ImageNet network need not be trained here: imported weights fill a cell, too.
 
     Args:
-      network: to be trained and tested.
-      runs: that there are.
-      data_dir: where the data set is; None for where a run expects it.
       seeds: how often it is to be trained; None for as often as in the paper.
       protocol: that it is to be tested by, if it is.
       responses: whether its layer responses are to be measured.
@@ -50,27 +48,22 @@ def missing_commands(
     if network.is_trained and not (imports_do and of_network and not runs.trained(network)):
         done = {run.config.run.seed for run in runs.trained(network) if run.finished}
         missing = [seed for seed in range(seeds or network.seeds) if seed not in done]
-        commands += [_train_command(network, seed, runs, data_dir) for seed in missing]
+        commands += [_train_command(network, seed, runs) for seed in missing]
     if imports_do and not of_network:
         name = network.name.removeprefix("imagenet_").rstrip("ABC")
         folder = runs.root / f"{network.name}_imported"
         commands.append(Command(("-m", "resnet_jax", "import", "FILE", "--model", name, "--out", str(folder)), 0))
     for run in of_network:
         if protocol and run.result(protocol) is None and (run.source is not None or run.finished):
-            commands.append(evaluation_command([run], protocol, data_dir))
-        measured = run.responses if responses else None
-        if responses and run.step and (measured is None or measured.step < _saved(run)):
-            measure = ("-m", "resnet_jax", "responses", str(run.workdir), *_data(data_dir))
+            commands.append(evaluation_command([run], protocol, runs))
+        measured = read_responses(run.workdir) if responses else None
+        if responses and run.step and (measured is None or measured.step < max(saved_steps(run.workdir), default=0)):
+            measure = ("-m", "resnet_jax", "responses", str(run.workdir), *_data(runs))
             commands.append(Command(measure, network.multiply_adds * network.test_images))
     return commands
 
 
-def _saved(run: Run) -> int:
-    """Return the step of the last checkpoint."""
-    return max((int(path.name) for path in (run.workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
-
-
-def _train_command(network: Network, seed: int, runs: Runs, data_dir: str | None) -> Command:
+def _train_command(network: Network, seed: int, runs: Runs) -> Command:
     """Train a network, or go on with the run of this seed that has come furthest."""
     begun = [run for run in runs.trained(network) if run.config.run.seed == seed]
     folder = begun[0].workdir if begun else runs.root / (network.name + (f"_seed{seed}" if seed else ""))
@@ -81,7 +74,7 @@ def _train_command(network: Network, seed: int, runs: Runs, data_dir: str | None
         arguments += _overrides(begun[0].config, network.config)
     done = begun[0].step if begun else 0
     images = (network.steps - done) * network.config.data.batch_size
-    return Command((*arguments, *_data(data_dir)), network.multiply_adds * images * _BACKWARD)
+    return Command((*arguments, *_data(runs)), network.multiply_adds * images * _BACKWARD)
 
 
 def _overrides(config: Config, recipe: Config) -> list[str]:
@@ -91,23 +84,23 @@ def _overrides(config: Config, recipe: Config) -> list[str]:
         value = get_field(config, name)
         if value == get_field(recipe, name) or name in ("run.workdir", "run.seed", "run.steps"):
             continue
-        group, field = name.replace("_", "-").split(".")
+        flag = option(name)
         if isinstance(value, bool):
-            options.append(f"--{group}.{field}" if value else f"--{group}.no-{field}")
+            options.append(flag if value else flag.replace(".", ".no-"))
         else:
-            options += [f"--{group}.{field}", *map(str, value if isinstance(value, tuple) else [value])]
+            options += [flag, *map(str, value if isinstance(value, tuple) else [value])]
     return options
 
 
-def evaluation_command(members: Sequence[Run], protocol: ProtocolName, data_dir: str | None) -> Command:
+def evaluation_command(members: Sequence[Run], protocol: ProtocolName, runs: Runs) -> Command:
     """Test a network or an ensemble."""
-    arguments = ("eval.py", *(str(run.workdir) for run in members), "--protocol", protocol, *_data(data_dir))
+    arguments = ("eval.py", *(str(run.workdir) for run in members), "--protocol", protocol, *_data(runs))
     images = sum(run.network.multiply_adds * run.network.test_images for run in members)
     return Command(arguments, images * _VIEWS[protocol])
 
 
-def _data(data_dir: str | None) -> tuple[str, ...]:
-    return ("--data.dir", data_dir) if data_dir else ()
+def _data(runs: Runs) -> tuple[str, ...]:
+    return ("--data.dir", runs.data_dir) if runs.data_dir else ()
 
 
 def fill(make: Callable[[], Artefact], budget_minutes: float | None, say: Callable[[str], None]) -> None:
@@ -127,18 +120,17 @@ def fill(make: Callable[[], Artefact], budget_minutes: float | None, say: Callab
     ends = None if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     tried: set[Command] = set()
     while left := [command for command in make().commands if command.complete and command not in tried]:
+        command = left[0]
         seconds = None if ends is None else ends - time.monotonic()
-        if seconds is not None and seconds <= 0:
-            break
-        if left[0].arguments[0] == "train.py":  # of a new checkpoint everything is measured anew
-            tried = {command for command in tried if command.arguments[0] == "train.py"}
-        tried.add(left[0])
-        say(f"$ {left[0]}")
-        if not _run(left[0], seconds):
-            say("the budget is spent; the same command again goes on")
-            return
-    if left:
+        if seconds is None or seconds > 0:
+            if command.arguments[0] == "train.py":  # of a new checkpoint everything is measured anew
+                tried = {before for before in tried if before.arguments[0] == "train.py"}
+            tried.add(command)
+            say(f"$ {command}")
+            if _run(command, seconds):
+                continue
         say("the budget is spent; the same command again goes on")
+        return
 
 
 def _run(command: Command, seconds: float | None) -> bool:

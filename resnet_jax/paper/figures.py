@@ -2,138 +2,64 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
-from typing import Any, Literal
+from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from resnet_jax.paper.analysis.responses import Responses
-from resnet_jax.paper.artefact import Artefact, Command, cheapest_first
+from resnet_jax.paper.analysis.responses import Responses, read_responses
+from resnet_jax.paper.artefact import Artefact, Command
 from resnet_jax.paper.commands import missing_commands
+from resnet_jax.paper.items import CLAIMS, CURVES, RESPONSES, Kind, Panel
 from resnet_jax.paper.networks import NETWORKS, Network
-from resnet_jax.paper.runs import Run, Runs
+from resnet_jax.paper.runs import Run, Runs, date_of
 
-matplotlib.rcParams["svg.hashsalt"] = "resnet_jax"  # the same runs make the same files
-
-Kind = Literal["train", "test"]
 _DASHES: dict[Kind, dict[str, Any]] = {
     "train": {"linestyle": "--", "linewidth": 1},
     "test": {"linestyle": "-", "linewidth": 2},
 }
 _COLORS = {18: "C0", 20: "C0", 32: "C1", 34: "C3", 44: "C2", 56: "C3", 110: "black", 1202: "C4"}
+_COLUMNS = ("network", "steps", "training error, %", "test error, %", "seed", "device", "date")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Panel:
-    """One pair of axes: which networks, which errors."""
-
-    title: str
-    networks: tuple[str, ...]
-    kinds: tuple[Kind, ...] = ("train", "test")
-    ylabel: str = "error (%)"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curves:
-    """A figure of training curves; the axes are the paper's, iterations in 1e4 and error in %."""
-
-    title: str
-    panels: tuple[_Panel, ...]
-    iterations: float
-    errors: tuple[float, float]
-
-
-_CIFAR_DEPTHS = (20, 32, 44, 56)
-_CURVES = {
-    "figure1": _Curves(
-        'Figure 1: training error (left) and test error (right) on CIFAR-10 of "plain" networks',
-        (
-            _Panel("", ("cifar10_plain20", "cifar10_plain56"), ("train",), "training error (%)"),
-            _Panel("", ("cifar10_plain20", "cifar10_plain56"), ("test",), "test error (%)"),
-        ),
-        6.4,
-        (0, 20),
-    ),
-    "figure4": _Curves(
-        "Figure 4: training on ImageNet; dashed: training error, bold: validation error of the center crops",
-        (
-            _Panel("plain", ("imagenet_plain18", "imagenet_plain34")),
-            _Panel("ResNet", ("imagenet_resnet18", "imagenet_resnet34A")),
-        ),
-        60,
-        (20, 60),
-    ),
-    "figure6": _Curves(
-        "Figure 6: training on CIFAR-10; dashed: training error, bold: test error",
-        (
-            _Panel("plain", tuple(f"cifar10_plain{depth}" for depth in _CIFAR_DEPTHS)),
-            _Panel("ResNet", tuple(f"cifar10_resnet{depth}" for depth in (*_CIFAR_DEPTHS, 110))),
-            _Panel("ResNet", ("cifar10_resnet110", "cifar10_resnet1202")),
-        ),
-        6.4,
-        (0, 20),
-    ),
-}
-_RUN_COLUMNS = ("steps", "training error, %", "test error, %", "seed", "device", "date")
-
-
-def make_curves(name: str, runs: Runs, data_dir: str | None) -> Artefact:
-    """Draw Figure 1, 4 or 6.
-
-    Args:
-      name: "figure1", "figure4" or "figure6".
-      runs: that were found; imported ones have no curves.
-      data_dir: where the data set is; only for the commands.
-    """
-    spec = _CURVES[name]
+def make_curves(name: str, runs: Runs) -> Artefact:
+    """Draw Figure 1, 4 or 6; imported networks have no curves."""
+    spec = CURVES[name]
     networks = list(dict.fromkeys(NETWORKS[name] for panel in spec.panels for name in panel.networks))
     shown = [
         run for network in networks for run in runs.trained(network) if _points(run, "train") or _points(run, "test")
     ]
-    finished = any(run.finished for run in shown)
+    unfinished = bool(shown) and not any(run.finished for run in shown)
     furthest = max((run.step for run in shown), default=0)
     figure = Figure(figsize=(4.6 * len(spec.panels), 4.2), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(spec.panels), squeeze=False)[0], spec.panels, strict=True):
-        _draw_panel(axes, panel, runs, unit=1 if shown and not finished else 10_000)
+        _draw_panel(axes, panel, runs, unit=1 if unfinished else 10_000)
         axes.set(title=panel.title, ylabel=panel.ylabel)
-        if shown and not finished:
+        if unfinished:
             axes.set(xlabel="iter.", xlim=(0, furthest), ylim=(0, 100))
         else:  # the paper's axes, so that the two can be laid beside each other
             axes.set(xlabel="iter. (1e4)", xlim=(0, spec.iterations), ylim=spec.errors)
     notes = ["Training error is of augmented images, averaged between log points; test error of all test images."]
-    if shown and not finished:
+    if unfinished:
         caveat = f"the first {furthest:,} of {shown[0].network.steps:,} steps only: not the paper's axes, no result"
         figure.suptitle(caveat[0].upper() + caveat[1:], fontsize="medium")
         notes.append(f"No run is finished: {caveat}.")
-    rows = [_run_row(run) for run in shown]
-    commands = [
-        command for network in networks for command in missing_commands(network, runs, data_dir, seeds=1, curves=True)
-    ]
+    rows = [_run_row(run) for run in shown] or [("",) * len(_COLUMNS)]
     points: list[tuple[str, ...]] = [("network", "workdir", "kind", "step", "error_percent")]
-    for run in shown:
-        for kind in ("train", "test"):
-            points += [
-                (run.network.label, str(run.workdir), kind, str(step), f"{error:.4f}")
-                for step, error in _points(run, kind)
-            ]
-    return Artefact(
-        name,
-        spec.title,
-        ("network", *_RUN_COLUMNS),
-        rows or [("",) * (len(_RUN_COLUMNS) + 1)],
-        [*notes, *runs.left_out],
-        cheapest_first(commands),
-        figure,
-        points,
-    )
+    points += [
+        (run.network.label, str(run.workdir), kind, str(step), f"{error:.4f}")
+        for run in shown
+        for kind in _DASHES
+        for step, error in _points(run, kind)
+    ]
+    commands = [command for network in networks for command in missing_commands(network, runs, seeds=1, curves=True)]
+    return Artefact(name, spec.title, _COLUMNS, rows, notes, commands, figure, points)
 
 
-def _draw_panel(axes: Axes, panel: _Panel, runs: Runs, *, unit: int) -> None:
+def _draw_panel(axes: Axes, panel: Panel, runs: Runs, *, unit: int) -> None:
     for name in panel.networks:
         network = NETWORKS[name]
         for run, kind in itertools.product(runs.trained(network), panel.kinds):
@@ -144,12 +70,16 @@ def _draw_panel(axes: Axes, panel: _Panel, runs: Runs, *, unit: int) -> None:
                 label = network.label if first else None
                 color = _COLORS[network.config.model.depth]
                 axes.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, **_DASHES[kind])
-    axes.grid(axis="y", color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
+    _style(axes)
     if axes.lines:
         axes.legend(frameon=False, loc="upper right")
     else:
         axes.text(0.5, 0.5, "no run", ha="center", color="0.5", transform=axes.transAxes)
+
+
+def _style(axes: Axes) -> None:
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _points(run: Run, kind: str) -> list[tuple[int, float]]:
@@ -162,13 +92,11 @@ def _run_row(run: Run) -> tuple[str, ...]:
     result = run.result("single")
     steps = f"{run.step:,} of {run.network.steps:,}"
     ends = (train[-1] if train else "", test[-1] if test else "")
-    return (run.network.label, steps, *ends, str(run.config.run.seed), run.device, result.date if result else "")
+    date = date_of(result.time) if result else ""
+    return (run.network.label, steps, *ends, str(run.config.run.seed), run.device, date)
 
 
-_RESPONSES = ("cifar10_plain20", "cifar10_plain56", "cifar10_resnet20", "cifar10_resnet56", "cifar10_resnet110")
-
-
-def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
+def make_figure7(runs: Runs) -> Artefact:
     """Draw the standard deviations of layer responses: in order (top), and in descending order (bottom)."""
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     top, bottom = figure.subplots(2, 1)
@@ -176,10 +104,10 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
     measured: dict[Network, Responses] = {}
     commands: list[Command] = []
     points: list[tuple[str, ...]] = [("network", "workdir", "step", "layer", "index", "std")]
-    for name in _RESPONSES:
-        network = NETWORKS[name]
-        commands += missing_commands(network, runs, data_dir, seeds=1, responses=True)
-        run, responses = next(((run, run.responses) for run in runs.of(network) if run.responses), (None, None))
+    for network in map(NETWORKS.__getitem__, RESPONSES):
+        commands += missing_commands(network, runs, seeds=1, responses=True)
+        found = ((run, read_responses(run.workdir)) for run in runs.of(network))
+        run, responses = next(((run, responses) for run, responses in found if responses), (None, None))
         if run is None or responses is None:
             continue
         measured[network] = responses
@@ -201,8 +129,7 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
         ]
     for axes, order in ((top, "original"), (bottom, "sorted by magnitude")):
         axes.set(xlabel=f"layer index ({order})", ylabel="std", xlim=(0, None), ylim=(0, None))
-        axes.grid(axis="y", color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
+        _style(axes)
         if axes.lines:
             axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))  # beside the many lines
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -215,8 +142,8 @@ def make_figure7(runs: Runs, data_dir: str | None) -> Artefact:
         "Figure 7: standard deviations of layer responses on CIFAR-10, after BN and before ReLU or addition",
         ("network", "steps", "3x3 layers", "mean std", "largest", "smallest", "test images"),
         rows or [("",) * 7],
-        [*_statements(measured), *runs.left_out],
-        cheapest_first(commands),
+        _statements(measured),
+        commands,
         figure,
         points,
     )
@@ -226,12 +153,7 @@ def _statements(measured: dict[Network, Responses]) -> list[str]:
     """Check what the paper says of Fig. 7 on the networks that there are."""
     by_name = {network.name.removeprefix("cifar10_"): responses for network, responses in measured.items()}
     statements = []
-    for smaller, larger, claim in (
-        ("resnet20", "plain20", "ResNets have generally smaller responses than their plain counterparts"),
-        ("resnet56", "plain56", "ResNets have generally smaller responses than their plain counterparts"),
-        ("resnet56", "resnet20", "the deeper ResNet has smaller magnitudes of responses"),
-        ("resnet110", "resnet56", "the deeper ResNet has smaller magnitudes of responses"),
-    ):
+    for smaller, larger, claim in CLAIMS:
         if smaller not in by_name or larger not in by_name:
             continue
         ours, theirs = by_name[smaller], by_name[larger]

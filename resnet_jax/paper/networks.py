@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, difference, get_field
 from resnet_jax.models import abstract_variables, build_model
+from resnet_jax.paper.items import FLOPS
 from resnet_jax.recipes import Shortcut, cifar10_recipe, imagenet_recipe
 
 # What the paper leaves open: seeds, and for ImageNet when exactly "the error plateaus" (Sec. 3.4).
 _OPEN = {"cifar10": ("run.seed",), "imagenet": ("run.seed", "optim.boundaries", "optim.plateau_patience")}
 # What measuring that takes: images that are held out.
 _OPEN_WITH_PLATEAUS = ("optim.schedule", "data.validation_size", "data.split_seed")
-# Multiply-adds of an image, in 1e9: Table 1, and for CIFAR 40.8e6 for 20 layers, in proportion to the depth.
-_MULTIPLY_ADDS = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3, 16: 15.3}
-_MULTIPLY_ADDS_OF_A_CIFAR_LAYER = 0.0408 / 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +37,8 @@ class Network:
     @property
     def label(self) -> str:
         """As the paper calls it."""
-        model = self.config.model
-        if model.family == "vgg":
-            return f"VGG-{model.depth}"
-        kind = "plain" if model.shortcut == "none" else "ResNet"
-        option = f" {model.shortcut}" if model.depth == 34 and kind == "ResNet" else ""
-        return f"{kind}-{model.depth}{option}"
+        name = network_name(self.config.model)
+        return f"{name} {self.config.model.shortcut}" if name == "ResNet-34" else name
 
     @property
     def steps(self) -> int:
@@ -65,9 +60,9 @@ class Network:
 
     @property
     def multiply_adds(self) -> float:
-        """Of an image, about."""
+        """Of an image, about: the paper's for ImageNet, 15.3e9 of VGG-16, 2.04e6 a layer on CIFAR."""
         depth = self.config.model.depth
-        return 1e9 * (_MULTIPLY_ADDS_OF_A_CIFAR_LAYER * depth if self.is_cifar else _MULTIPLY_ADDS[depth])
+        return 2.04e6 * depth if self.is_cifar else 1e9 * (FLOPS | {16: 15.3})[depth]
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -79,10 +74,10 @@ class Network:
 
     def is_of(self, config: Config) -> bool:
         """Tell whether `config` has this network and data set, however it is trained."""
-        same = ("family", "depth", "shortcut")
-        return _data_set(config.data.name) == self.config.data.name and all(
-            getattr(config.model, name) == getattr(self.config.model, name) for name in same
+        ours, theirs = (
+            (c.model.family, c.model.depth, c.model.shortcut, _data_set(c.data.name)) for c in (self.config, config)
         )
+        return ours == theirs
 
     def difference(self, model: ModelConfig) -> str:
         """Say in what the layers of an imported network differ from the paper's; nothing if they do not."""
@@ -107,6 +102,12 @@ class Network:
         return difference(theirs, self.config)
 
 
+def network_name(model: ModelConfig) -> str:
+    """Return "plain-20", "ResNet-50", "VGG-16" and so on."""
+    kind = "VGG" if model.family == "vgg" else "plain" if model.shortcut == "none" else "ResNet"
+    return f"{kind}-{model.depth}"
+
+
 def is_imagenet(name: str) -> bool:
     """Tell whether a data set is ImageNet 2012, in folders or as that of TensorFlow Datasets in any version."""
     return name == "imagenet" or name.split(":")[:2] == ["tfds", "imagenet2012"]
@@ -121,20 +122,16 @@ def _replace(config: Config, field: str, value: Any) -> Config:
     return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
 
 
-def _cifar(depth: int, shortcut: Shortcut) -> Network:
-    kind = "plain" if shortcut == "none" else "resnet"
-    seeds = 5 if (depth, kind) == (110, "resnet") else 1  # Table 6
-    return Network(f"cifar10_{kind}{depth}", cifar10_recipe(depth, shortcut), seeds)
-
-
-def _imagenet(depth: int, shortcut: Shortcut) -> Network:
+def _network(data: str, recipe: Callable[[int, Shortcut], Config], depth: int, shortcut: Shortcut) -> Network:
     kind = "plain" if shortcut == "none" else "resnet"
     option = shortcut if depth == 34 and kind == "resnet" else ""
-    return Network(f"imagenet_{kind}{depth}{option}", imagenet_recipe(depth, shortcut))
+    seeds = 5 if (depth, kind) == (110, "resnet") else 1  # Table 6
+    return Network(f"{data}_{kind}{depth}{option}", recipe(depth, shortcut), seeds)
 
 
+_cifar = functools.partial(_network, "cifar10", cifar10_recipe)
+_imagenet = functools.partial(_network, "imagenet", imagenet_recipe)
 _VGG16 = Network("imagenet_vgg16", Config(model=ModelConfig(family="vgg", depth=16), data=DataConfig(name="imagenet")))
-
 NETWORKS = {
     network.name: network
     for network in (

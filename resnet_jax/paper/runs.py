@@ -11,7 +11,6 @@ from resnet_jax.config import Config
 from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import read_evaluations
-from resnet_jax.paper.analysis.responses import Responses, read_responses
 from resnet_jax.paper.networks import NETWORKS, Network
 from resnet_jax.run.records import read_records, with_fields
 from resnet_jax.run.workdir import load_config, read_source
@@ -20,7 +19,7 @@ _NEEDED = {  # fields of the records that count
     "start": ("platform", "device", "devices"),
     "train": ("error",),
     "validation": ("error",),
-    "test": ("error", "images", "time"),
+    "test": ("error", "time"),
 }
 
 
@@ -34,13 +33,8 @@ class Result:
     top1_error: float
     top5_error: float | None
     step: int
-    images: int
     time: float
     device: str
-
-    @property
-    def date(self) -> str:
-        return datetime.datetime.fromtimestamp(self.time).date().isoformat()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +73,6 @@ class Run:
         starts = [record for record in self.records if record["kind"] == "start"]
         return describe_device(starts[-1]) if starts else ""
 
-    @property
-    def responses(self) -> Responses | None:
-        """The layer responses, if they have been measured."""
-        return read_responses(self.workdir)
-
     def result(self, protocol: ProtocolName) -> Result | None:
         """Return the result of the last checkpoint tested by a protocol of the paper, or None."""
         results = [
@@ -91,7 +80,6 @@ class Run:
                 record["top1_error"],
                 record["top5_error"],
                 record["members"][0]["step"],
-                record["count"],
                 record["time"],
                 describe_device(record) if self.source else self.device,
             )
@@ -100,14 +88,7 @@ class Run:
         ]
         if protocol == "single":
             results += [
-                Result(
-                    record["error"],
-                    record.get("top5_error"),
-                    record["step"],
-                    record["images"],
-                    record["time"],
-                    self.device,
-                )
+                Result(record["error"], record.get("top5_error"), record["step"], record["time"], self.device)
                 for record in self.records
                 if record["kind"] == "test"
             ]
@@ -124,11 +105,13 @@ class Runs:
 
     Attributes:
       root: the folder.
+      data_dir: where the data set is, for the commands; None for where a run expects it.
       found: the runs of the paper's networks.
       left_out: a line for each work directory or evaluation that does not count: why.
     """
 
     root: Path
+    data_dir: str | None
     found: tuple[Run, ...]
     left_out: tuple[str, ...]
 
@@ -148,7 +131,7 @@ class Runs:
         return list(unique.values())
 
 
-def find_runs(root: Path) -> Runs:
+def find_runs(root: Path, data_dir: str | None = None) -> Runs:
     """Read every work directory below `root`.
 
     Raises:
@@ -171,7 +154,7 @@ def find_runs(root: Path) -> Runs:
         first = found.setdefault(key, run)
         if first is not run:  # they would be no independent runs
             left_out.append(f"{run.workdir} does not count: {first.workdir} has the same seed")
-    return Runs(root, tuple(found.values()), tuple(left_out))
+    return Runs(root, data_dir, tuple(found.values()), tuple(left_out))
 
 
 def _read(workdir: Path, left_out: list[str]) -> Run:
@@ -204,3 +187,8 @@ def describe_device(record: dict[str, Any]) -> str:
     if record["platform"] == "cpu":
         return f"{count} core{'s' * (count > 1)} of {record['device']}"
     return f"{count} x {record['device']}" if count > 1 else record["device"]
+
+
+def date_of(time: float) -> str:
+    """Return the day of a time in seconds, as 2023-11-14."""
+    return datetime.datetime.fromtimestamp(time).date().isoformat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import json
@@ -115,7 +116,7 @@ def make_run(folder: pathlib.Path) -> None:
     for name, lines in (("metrics.jsonl", records), ("evaluations.jsonl", evaluations)):
         (folder / "run" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     responses = Responses(5, 100, ("stem_conv", "fc"), (1.0, 0.5))
-    (folder / "run" / "responses.json").write_text(json.dumps(responses.to_dict()))
+    (folder / "run" / "responses.json").write_text(json.dumps(dataclasses.asdict(responses)))
 
 
 def read_config(folder: pathlib.Path) -> None:
@@ -255,8 +256,8 @@ def read_safetensors(folder: pathlib.Path) -> None:
 def make_caffemodel(folder: pathlib.Path) -> None:
     net = message_classes()["NetParameter"]()
 
-    def add(name: str, kind: str, *blobs: np.ndarray) -> None:
-        layer = net.layer.add(name=name.encode(), type=kind.encode())
+    def add(name: str, *blobs: np.ndarray) -> None:
+        layer = net.layer.add(name=name.encode())
         for array in blobs:
             blob = layer.blobs.add(data=array.reshape(-1).tolist())
             blob.shape.dim.extend(array.shape)
@@ -266,10 +267,10 @@ def make_caffemodel(folder: pathlib.Path) -> None:
         *(f"{stage}a_branch{branch}" for stage in (2, 3, 4, 5) for branch in ("1", "2a", "2b", "2c")),
     ):
         stem = name == "conv1"
-        add(name if stem else f"res{name}", "Convolution", np.ones((2, 3 if stem else 2, 1, 1)))
-        add("bn_conv1" if stem else f"bn{name}", "BatchNorm", np.ones(2), np.ones(2), np.ones(1))
-        add("scale_conv1" if stem else f"scale{name}", "Scale", np.ones(2), np.ones(2))
-    add("fc1000", "InnerProduct", np.ones((3, 2)), np.ones(3))
+        add(name if stem else f"res{name}", np.ones((2, 3 if stem else 2, 1, 1)))
+        add("bn_conv1" if stem else f"bn{name}", np.ones(2), np.ones(2), np.ones(1))
+        add("scale_conv1" if stem else f"scale{name}", np.ones(2), np.ones(2))
+    add("fc1000", np.ones((3, 2)), np.ones(3))
     (folder / "x.caffemodel").write_bytes(net.SerializeToString())
 
 

@@ -191,7 +191,8 @@ def report_page(workdir: pathlib.Path, names: tuple[str, ...], everywhere: str) 
         test=test, probabilities=np.eye(count)[::-1], protocol="single", step=3, count=count,
         top1_error=90.0, top5_error=5.0, loss=1.0, class_errors=np.full(count, 100.0),
     )  # fmt: skip
-    return Page(write_report(workdir, evaluation, workdir / "report.html").read_text("utf-8"))
+    write_report(workdir, evaluation, workdir / "report.html")
+    return Page((workdir / "report.html").read_text("utf-8"))
 
 
 @pytest.mark.parametrize("number", range(len(NASTY)))

@@ -33,9 +33,9 @@ def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
     images = np.zeros((2, 8, 8, 3), np.uint8)
     logits = []
     for scan_blocks in (False, True):
-        model, variables, trained = resnet_jax.load(tmp_path / "run", scan_blocks=scan_blocks)
+        model, variables, origin = resnet_jax.load(tmp_path / "run", scan_blocks=scan_blocks)
         assert model.scan_blocks == scan_blocks
-        logits.append(model.apply(variables, resnet_jax.preprocess(images, trained), train=False))
+        logits.append(model.apply(variables, resnet_jax.preprocess(images, origin), train=False))
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-6)
 
     tuned = config(True, 1)

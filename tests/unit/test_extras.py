@@ -9,12 +9,13 @@ import pytest
 from paths import ROOT, TESTS
 
 from resnet_jax.cli.commands import main
+from resnet_jax.config import Config
 from resnet_jax.convert.files import read_tensors
-from resnet_jax.convert.onnx import export_onnx
-from resnet_jax.convert.stablehlo import export_stablehlo
+from resnet_jax.convert.programs import export_program
 from resnet_jax.data import load_dataset
-from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
+from resnet_jax.inference.load import Origin, Trained
 from resnet_jax.models import cifar_resnet
 from resnet_jax.paper.make import make
 
@@ -45,9 +46,10 @@ def test_the_core_works_without_the_extras():
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, cwd=ROOT)
 
 
-def export(write):
-    preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
-    return lambda folder: write(cifar_resnet(8), {}, preprocessing, (32, 32, 3), folder / "file")
+def export(form):
+    inputs = Inputs((32, 32, 3), ("a", "b"), Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32)))
+    trained = Trained(cifar_resnet(8), {}, Origin(Config(), 0, inputs))
+    return lambda folder: export_program(trained, form, folder / "file")
 
 
 def read_safetensors(folder):
@@ -70,8 +72,8 @@ def read_safetensors(folder):
         ("report", "jinja2", "jinja2", lambda folder: main(["report", str(folder)])),
         ("report", "matplotlib", "matplotlib", lambda folder: main(["report", str(folder)])),
         ("convert", "safetensors.numpy", "safetensors", read_safetensors),
-        ("convert", "flatbuffers", "flatbuffers", export(export_stablehlo)),
-        ("onnx", "onnxruntime", "onnxruntime", export(export_onnx)),
+        ("convert", "flatbuffers", "flatbuffers", export("stablehlo")),
+        ("onnx", "onnxruntime", "onnxruntime", export("onnx")),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, extra, module, package, use):

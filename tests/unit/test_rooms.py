@@ -34,7 +34,7 @@ ROOMS = {
     "__main__": "cli",
 }
 PARSERS = {"argparse", "tyro"}  # of arguments
-SETS_AN_OPTION_FOR_A_MOMENT = {"convert.stablehlo"}  # and puts back what was there
+SETS_AN_OPTION_FOR_A_MOMENT = {"convert.programs"}  # and puts back what was there
 
 
 def name_of(path):

@@ -121,20 +121,20 @@ def test_evaluation_needs_only_the_work_directory(finished):
 
 def test_a_trained_network_is_loaded_without_the_data(finished):
     workdir, metrics = finished
-    model, variables, config = resnet_jax.load(workdir)
-    assert config.step == 12
-    assert config.run == make_config(workdir)
-    assert config.inputs.class_names == ("red", "green", "blue")
+    model, variables, origin = resnet_jax.load(workdir)
+    assert origin.step == 12
+    assert origin.config == make_config(workdir)
+    assert origin.inputs.class_names == ("red", "green", "blue")
     split = make_split(53, seed=1)  # the test images
-    logits = model.apply(variables, resnet_jax.preprocess(split.images, config), train=False)
+    logits = model.apply(variables, resnet_jax.preprocess(split.images, origin), train=False)
     assert int((logits.argmax(-1) != split.labels).sum()) == metrics.wrong["error"].sum()
     losses = -jax.nn.log_softmax(logits)[np.arange(53), split.labels]
     assert float(losses.mean()) == pytest.approx(metrics.mean_loss, rel=1e-4)
-    assert resnet_jax.load(workdir, step=4).config.step == 4
+    assert resnet_jax.load(workdir, step=4).origin.step == 4
     with pytest.raises(ValueError, match="the mean is per pixel"):
-        resnet_jax.preprocess(split.images[:, :7], config)
+        resnet_jax.preprocess(split.images[:, :7], origin)
     with pytest.raises(ValueError, match="expected uint8"):
-        resnet_jax.preprocess(split.images / 255, config)
+        resnet_jax.preprocess(split.images / 255, origin)
 
 
 def test_data_with_other_classes_is_refused(finished, monkeypatch):

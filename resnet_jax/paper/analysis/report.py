@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 import resnet_jax
-from resnet_jax.config import Config, ModelConfig
+from resnet_jax.config import Config
 from resnet_jax.evaluate import Evaluation
 from resnet_jax.files import atomic_write
 from resnet_jax.paper.analysis.mistakes import (
@@ -32,6 +32,7 @@ from resnet_jax.paper.analysis.mistakes import (
     most_frequent_confusions,
     worst_mistakes,
 )
+from resnet_jax.paper.networks import network_name
 from resnet_jax.run.curves import draw_curves
 from resnet_jax.run.records import read_records, with_fields
 from resnet_jax.run.workdir import load_config, read_source
@@ -48,7 +49,7 @@ _NEEDED = {  # fields of the records that are shown
 _PROTOCOLS = {"single": "single view", "10crop": "10 crops", "multiscale": "multiple scales"}
 
 
-def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
+def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> None:
     """Write the page, which needs no other file and no network.
 
     Args:
@@ -56,18 +57,16 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
       evaluation: of its weights, and of no other network.
       path: of the page; an existing file is replaced at once or not at all.
 
-    Returns:
-      `path`.
-
     Raises:
       UserError: no work directory, or the page cannot be written.
     """
     config, records = load_config(workdir), with_fields(read_records(workdir), _NEEDED)
     confusions = count_confusions(evaluation)
     source = read_source(workdir)
+    network = network_name(config.model)
     page = _template().render(
         name=workdir.resolve().name,
-        network=_network_name(config.model),
+        network=f"{network}, shortcut {config.model.shortcut}" if network.startswith("ResNet") else network,
         data=evaluation.test.name,
         source=source,
         progress=_progress(records, config.run.steps, evaluation.step),
@@ -85,12 +84,11 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> Path:
     )
     with atomic_write(path) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a file name may hold what is not UTF-8
-    return path
 
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "thousands": _thousands}
+    environment.filters |= {"percent": _percent, "thousands": "{:,}".format}
     return environment.from_string(resources.files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
 
 
@@ -103,10 +101,6 @@ def _percent(value: float) -> str:
     return f"{value:.2f} %"
 
 
-def _thousands(value: int) -> str:
-    return f"{value:,}"
-
-
 def _date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
@@ -116,12 +110,6 @@ def _duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60:,} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _network_name(model: ModelConfig) -> str:
-    if model.family == "vgg":
-        return f"VGG-{model.depth}"
-    return f"plain-{model.depth}" if model.shortcut == "none" else f"ResNet-{model.depth}, shortcut {model.shortcut}"
 
 
 def _progress(records: list[Record], planned: int, step: int) -> str:

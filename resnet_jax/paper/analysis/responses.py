@@ -23,10 +23,11 @@ from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_json
-from resnet_jax.inference import load as trained
+from resnet_jax.inference.load import load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.paper.artefact import format_table
 from resnet_jax.parallel.devices import make_shardings
 from resnet_jax.run.workdir import load_config
 
@@ -70,10 +71,6 @@ class Responses:
     def __post_init__(self) -> None:
         if len(self.layers) != len(self.stds):
             raise ValueError(f"{len(self.layers)} layers and {len(self.stds)} standard deviations")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return dataclasses.asdict(self)
 
 
 def make_moments(model: Model) -> Callable[[Any, jax.Array, jax.Array], dict[str, Any]]:
@@ -150,8 +147,7 @@ def measure(
     """Measure the responses to images, in batches over all devices; activations are not kept.
 
     Args:
-      model: any network.
-      variables: `params` and `batch_stats` for it.
+      model, variables: any network.
       preprocess: maps uint8 to normalized float32 images [N, H, W, 3]; it is jitted.
       images: uint8 [H, W, 3] each, of one size.
       batch_size: images at a time, rounded up to a multiple of the devices. It does not change the result.
@@ -190,29 +186,24 @@ def _std(groups: Moments) -> float:
 def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | None = None) -> Responses:
     """Measure the responses of a checkpoint to the single view of every test image; write WORKDIR/responses.json.
 
-    Args:
-      workdir: of a run.
-      data_dir: where the data set is now, if not where it was.
-      step: of the checkpoint; None for the last one.
-
     Raises:
       UserError: no work directory, no such checkpoint, no data, or the file cannot be written.
     """
     config = load_config(workdir)
     test = load_test_images(config.data.name, data_dir or config.data.dir)
-    model, variables, found = trained.load(workdir, step=step, scan_blocks=config.model.scan_blocks)
-    check_classes(found.inputs, test)
-    height, width, _ = found.inputs.image_shape
+    model, variables, origin = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+    check_classes(origin.inputs, test)
+    height, width, _ = origin.inputs.image_shape
     responses = measure(
         model,
         variables,
-        lambda images: trained.preprocess(images, found),
+        lambda images: preprocess(images, origin),
         (view for (view,) in read_views(test.images, make_protocol("single", (height, width)))),
         batch_size=config.data.eval_batch_size,
-        step=found.step,
+        step=origin.step,
     )
     with atomic_write(workdir / _FILE) as partial:
-        partial.write_text(json.dumps(responses.to_dict(), indent=2) + "\n")
+        partial.write_text(json.dumps(dataclasses.asdict(responses), indent=2) + "\n")
     return responses
 
 
@@ -233,11 +224,10 @@ def read_responses(workdir: Path) -> Responses | None:
 
 def to_table(responses: Responses) -> str:
     """Return the responses as text, a line a layer; beside them the same in descending order."""
-    width = max(len("layer"), *map(len, responses.layers))
-    lines = [f"{'':>4}  {'layer':<{width}}  {'std':>8}  {'sorted':>8}"]
-    lines.append("-" * len(lines[0]))
-    rows = zip(responses.layers, responses.stds, responses.sorted_stds, strict=True)
-    for index, (name, std, by_size) in enumerate(rows, start=1):
-        lines.append(f"{index:>4}  {name:<{width}}  {std:>8.4f}  {by_size:>8.4f}")
+    by_size = zip(responses.layers, responses.stds, responses.sorted_stds, strict=True)
+    rows = [
+        (str(index), name, f"{std:.4f}", f"{other:.4f}") for index, (name, std, other) in enumerate(by_size, start=1)
+    ]
+    table = format_table([("", "layer", "std", "sorted"), *rows], right=(0, 2, 3))
     count, images = len(responses.layers), responses.images
-    return "\n".join([*lines, "", f"mean over {count} layers: {responses.mean_std:.4f} ({images:,} images)"])
+    return "\n".join([*table, "", f"mean over {count} layers: {responses.mean_std:.4f} ({images:,} images)"])

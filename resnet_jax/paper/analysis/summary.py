@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from resnet_jax.models import Model
 from resnet_jax.models.pool import AdaptiveAveragePool, GlobalAveragePool, MaxPool
+from resnet_jax.paper.artefact import format_table
 
 Pair = tuple[int, int]
 
@@ -55,10 +56,6 @@ class Summary:
     multiply_adds: int
     layers: tuple[Layer, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return dataclasses.asdict(self)
-
 
 def summarize(name: str, model: Model, image_size: int) -> Summary:
     """Trace the network on one image of image_size x image_size pixels; nothing is computed."""
@@ -78,27 +75,24 @@ def summarize(name: str, model: Model, image_size: int) -> Summary:
     return Summary(name, params, sum(layer.multiply_adds for layer in layers), tuple(layers))
 
 
-def _describe(module: nn.Module, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Layer:
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
-    has_bias = False
-    if isinstance(module, nn.Conv):
-        kind, has_bias = "conv", module.use_bias
-        kernel = _pair(module.kernel_size)
-        stride, padding = _pair(module.strides), module.padding  # type: ignore[assignment]
-    elif isinstance(module, nn.Dense):
-        kind, has_bias = "dense", module.use_bias
-    elif isinstance(module, MaxPool):
-        kind, kernel, stride = "max_pool", _pair(module.size), _pair(module.stride)
-        padding = module.padding(input_shape[0], input_shape[1])
-    elif isinstance(module, GlobalAveragePool):
-        kind, kernel = "average_pool", (input_shape[0], input_shape[1])
-        output_shape = (1, 1, input_shape[-1])
-    else:  # the bins of an adaptive pool differ by a pixel where the sizes do not divide: the largest is given
-        kind = "average_pool"
-        kernel = _pair(tuple(-(-size // side) for size, side in zip(input_shape, output_shape, strict=True))[:2])
-        stride = _pair(tuple(max(size // side, 1) for size, side in zip(input_shape, output_shape, strict=True))[:2])
+def _describe(module: Any, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Layer:
+    kernel: Any = (1, 1)
+    stride: Any = (1, 1)
+    padding: Any = ((0, 0), (0, 0))
+    match module:
+        case nn.Conv():
+            kind, kernel, stride, padding = "conv", module.kernel_size, module.strides, module.padding
+        case nn.Dense():
+            kind = "dense"
+        case MaxPool():
+            kind, kernel, stride = "max_pool", (module.size, module.size), (module.stride, module.stride)
+            padding = module.padding(*input_shape[:2])
+        case GlobalAveragePool():
+            kind, kernel, output_shape = "average_pool", input_shape[:2], (1, 1, input_shape[-1])
+        case AdaptiveAveragePool():  # where its bins differ by a pixel, the sizes not dividing, the largest is given
+            kind, height, width = "average_pool", *input_shape[:2]
+            kernel = (-(-height // module.side), -(-width // module.side))
+            stride = (max(height // module.side, 1), max(width // module.side, 1))
     weights = math.prod(kernel) * input_shape[-1] * output_shape[-1] if kind in ("conv", "dense") else 0
     return Layer(
         name="/".join(module.path),
@@ -110,18 +104,9 @@ def _describe(module: nn.Module, input_shape: tuple[int, ...], output_shape: tup
         out_features=output_shape[-1],
         input_shape=input_shape,
         output_shape=output_shape,
-        params=weights + (output_shape[-1] if has_bias else 0),
+        params=sum(leaf.size for leaf in jax.tree.leaves(module.variables)),
         multiply_adds=weights * math.prod(output_shape[:-1]),
     )
-
-
-def _pair(value: Any) -> Pair:
-    if value is None:
-        return (1, 1)
-    if isinstance(value, int):
-        return (value, value)
-    height, width = value
-    return (height, width)
 
 
 def to_table(summary: Summary) -> str:
@@ -145,15 +130,6 @@ def to_table(summary: Summary) -> str:
                 f"{layer.multiply_adds:,}",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    numbers = len(header) - 2  # the last two columns are right-aligned
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column >= numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
+    table = format_table(rows, right=(7, 8))
     total = f"{summary.model}: {summary.params:,} parameters, {summary.multiply_adds:,} multiply-adds"
-    return "\n".join([*lines, "", f"{total} ({summary.multiply_adds / 1e9:.2f}e9)"])
+    return "\n".join([*table, "", f"{total} ({summary.multiply_adds / 1e9:.2f}e9)"])

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.config import Config
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.types import Preprocessing
+from resnet_jax.data.types import Inputs, Preprocessing
+from resnet_jax.inference.load import Origin, Trained
 from resnet_jax.models import ResNet, cifar_resnet, create_model
 
 
 class Network(NamedTuple):
     """A network, and its float32 logits [N, K] for uint8 images [N, H, W, 3], of 1 and of 7 images."""
 
-    model: ResNet
-    variables: dict[str, Any]
-    preprocessing: Preprocessing
-    image_shape: tuple[int, int, int]
+    trained: Trained
     images: list[np.ndarray]
     logits: list[np.ndarray]
 
@@ -46,7 +45,8 @@ def make_network(model: Any, height: int, width: int) -> Network:
     images = [rng.integers(0, 256, (count, *shape), np.uint8) for count in (1, 7)]
     apply = jax.jit(lambda x: model.clone(dtype=jnp.float32).apply(variables, x, train=False))
     logits = [np.asarray(apply(normalize(x, *preprocessing))) for x in images]
-    return Network(model, variables, preprocessing, shape, images, logits)
+    inputs = Inputs(shape, tuple(map(str, range(logits[0].shape[1]))), preprocessing)
+    return Network(Trained(model, variables, Origin(Config(), 0, inputs)), images, logits)
 
 
 def bottlenecks(**options: Any) -> ResNet:

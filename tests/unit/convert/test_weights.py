@@ -46,16 +46,16 @@ def test_an_import_is_an_ordinary_work_directory(resnet8, tmp_path, capsys):
     workdir = tmp_path / "imported"
     assert main(["import", str(path), "--model", "resnet8", "--out", str(workdir)]) == 0
     assert "resnet8, shortcut A" in capsys.readouterr().out
-    loaded, loaded_variables, config = resnet_jax.load(workdir)
+    loaded, loaded_variables, origin = resnet_jax.load(workdir)
     jax.tree.map(np.testing.assert_array_equal, loaded_variables, dict(variables))
     assert loaded.zero_channels == "both"
-    assert config.step == 0
-    assert config.run.data.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert origin.step == 0
+    assert origin.config.data.mean == pytest.approx((0.485, 0.456, 0.406))
     images = np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8)
     normalized = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(resnet_jax.preprocess(images, config), normalized, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(resnet_jax.preprocess(images, origin), normalized, rtol=1e-4, atol=1e-5)
     expected = model.apply(variables, normalized, train=False)
-    actual = loaded.apply(loaded_variables, resnet_jax.preprocess(images, config), train=False)
+    actual = loaded.apply(loaded_variables, resnet_jax.preprocess(images, origin), train=False)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_the_shortcuts_are_read_off_the_tensors(tmp_path, name, options, shortcu
     assert config.model.shortcut == shortcut
     loaded = resnet_jax.load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, dict(variables))
-    assert loaded.config.inputs.class_names == ("0", "1", "2")
+    assert loaded.origin.inputs.class_names == ("0", "1", "2")
 
 
 def test_torchvisions_layout_means_the_stride_on_the_3x3(tmp_path):
@@ -225,7 +225,7 @@ def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
     ("name", "model", "message"),
     [
         ("none.safetensors", "resnet8", "no file"),
-        ("none.caffemodel", "resnet50", "no file"),
+        ("none.caffemodel", "resnet50", "No such file"),
         ("file.h5", "resnet8", "unknown kind of file"),
         ("file.safetensors", "resnet9", "depth must be 6n"),
         ("file.safetensors", "alexnet", "--model: unknown model 'alexnet'"),

@@ -10,7 +10,7 @@ from resnet_jax.data.sources.image_folder import ImageFolder
 from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol, resize, views
-from resnet_jax.inference.load import Trained, TrainedConfig
+from resnet_jax.inference.load import Origin, Trained
 from resnet_jax.inference.predict import predict
 from resnet_jax.models import ResNet
 
@@ -20,9 +20,7 @@ SAMPLE = SHARED / "data" / "imagenet_sample" / "train"
 def make_trained(input_size, mean):
     model = ResNet(stem="cifar", block="basic", blocks=(1, 1), filters=(4, 6), num_classes=5, shortcut="A")
     inputs = Inputs((*input_size, 3), tuple("abcde"), Preprocessing(mean, np.array([0.2, 0.3, 0.4], np.float32)))
-    return Trained(
-        model, random_variables(model, input_size), TrainedConfig(Config(model=ModelConfig(depth=8)), 0, inputs)
-    )
+    return Trained(model, random_variables(model, input_size), Origin(Config(model=ModelConfig(depth=8)), 0, inputs))
 
 
 def softmax(logits):
@@ -31,7 +29,7 @@ def softmax(logits):
 
 
 def slow_probabilities(trained, image, protocol, window):
-    mean, std = trained.config.inputs.preprocessing
+    mean, std = trained.origin.inputs.preprocessing
     outputs = []
     if protocol.name == "multiscale":
         shown = [resize(image, scale) for scale in protocol.scales]

@@ -106,10 +106,10 @@ def test_a_run_goes_on_as_it_began(tmp_path, monkeypatch, name, args):
     (tmp_path / "begun" / "config.json").write_text(to_json(begun))
     runs = find_runs(tmp_path)
     assert runs.left_out == ()
-    commands = missing_commands(NETWORKS[name], runs, None, seeds=begun.run.seed + 1)
+    commands = missing_commands(NETWORKS[name], runs, seeds=begun.run.seed + 1)
     program, *arguments = commands[-1].arguments
     whole = dataclasses.replace(begun, run=dataclasses.replace(begun.run, steps=NETWORKS[name].steps))
     assert program == "train.py"
     assert parse_config(arguments) == whole
-    moved = missing_commands(NETWORKS[name], runs, "elsewhere", seeds=begun.run.seed + 1)[-1]
+    moved = missing_commands(NETWORKS[name], find_runs(tmp_path, "elsewhere"), seeds=begun.run.seed + 1)[-1]
     assert parse_config(moved.arguments[1:]).data.dir == "elsewhere"

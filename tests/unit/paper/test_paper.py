@@ -13,8 +13,8 @@ import pytest
 from resnet_jax.cli.commands import main
 from resnet_jax.config import OptimConfig, to_json
 from resnet_jax.errors import UserError
-from resnet_jax.paper import NAMES
 from resnet_jax.paper.analysis.responses import Responses
+from resnet_jax.paper.items import NAMES
 from resnet_jax.paper.make import make
 from resnet_jax.paper.networks import NETWORKS
 from resnet_jax.paper.runs import find_runs
@@ -93,7 +93,7 @@ def runs(tmp_path_factory):
         ("cifar10_plain56", [1.0, 0.9, 0.8, 0.7]),
     ):
         responses = Responses(64_000, 10_000, tuple(f"layer{i}" for i in range(len(stds))), tuple(stds))
-        (root / name / "responses.json").write_text(json.dumps(responses.to_dict()))
+        (root / name / "responses.json").write_text(json.dumps(dataclasses.asdict(responses)))
     return root
 
 
@@ -116,6 +116,8 @@ def test_table6(runs):
     finished, begun = rows_of(table, "ResNet", "110")
     assert finished["error, ours"] == "6.40 (6.60 ± 0.20)"
     assert finished["runs"] == "3"
+    ours = [row["parameters, ours"] for row in rows_of(table, "ResNet")]
+    assert list(dict.fromkeys(ours)) == ["269,722", "464,154", "658,586", "853,018", "1,727,962", "19,421,274"]
     assert (begun["error, ours"], begun["steps"]) == ("61.00", "1,000 of 64,000")
     assert [row["error, ours"] for row in rows_of(table, "ResNet", "32")] == [""]
     assert [row["error, paper"] for row in rows_of(table, "Highway", "19")] == ["7.54 (7.72 ± 0.16)"]

@@ -272,7 +272,7 @@ def test_weights_are_loaded_whatever_the_optimizer_was(tmp_path, scan_blocks):
     zero_mean = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
     create_workdir(tmp_path / "run", config, Inputs(shape, ("a", "b"), zero_mean), state)
     trained = load(tmp_path / "run", scan_blocks=scan_blocks)
-    assert trained.config.step == 3
+    assert trained.origin.step == 3
     assert is_stacked(trained.variables) == scan_blocks
     jax.tree.map(np.testing.assert_array_equal, unstack_blocks(trained.variables), weights)
 

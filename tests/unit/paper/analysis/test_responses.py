@@ -1,5 +1,6 @@
 """Fig. 7: the responses are taken in the right places, of every image once, and lose no digits."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -207,7 +208,7 @@ def test_table_and_json(tmp_path):
     responses = Responses(64000, 10000, ("stem_conv", "stage1_block1/conv1", "stage1_block1/conv2"), (0.5, 2.0, 0.25))
     assert responses.sorted_stds == (2.0, 0.5, 0.25)
     assert responses.mean_std == pytest.approx(2.75 / 3)
-    (tmp_path / "responses.json").write_text(json.dumps(responses.to_dict()))
+    (tmp_path / "responses.json").write_text(json.dumps(dataclasses.asdict(responses)))
     assert read_responses(tmp_path) == responses
     lines = to_table(responses).splitlines()
     assert lines[0].split() == ["layer", "std", "sorted"]
