@@ -18,7 +18,8 @@ from paths import ROOT
 
 from resnet_jax.data import load_dataset
 from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
-from resnet_jax.run.checkpoint import restore, saved_steps
+from resnet_jax.run.checkpoint import restore
+from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_config, load_inputs
 from resnet_jax.training import Trainer
 

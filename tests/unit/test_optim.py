@@ -222,7 +222,8 @@ def test_a_checkpoint_holds_the_count_of_evaluations(tmp_path):
     state = create_train_state(optimizer, {"params": {"fc": {"kernel": jnp.ones(2)}}})
     _, opt_state = after_errors([40.0, 50.0, 50.0], state.opt_state)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state.replace(opt_state=opt_state), wait=True)
+    checkpoints.save(state.replace(opt_state=opt_state))
+    checkpoints.wait()
     restored = restore(tmp_path, jax.tree.map(jnp.zeros_like, state)).opt_state
     assert jax.tree.structure(restored) == jax.tree.structure(opt_state)
     jax.tree.map(np.testing.assert_array_equal, restored, opt_state)
