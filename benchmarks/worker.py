@@ -15,8 +15,6 @@ from typing import Any
 
 from benchmarks.cases import PEERS, Case, Prepared, UnavailableError
 
-Reply = dict[str, Any]
-
 
 class Worker:
     """The process, from outside."""
@@ -40,7 +38,7 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # reply() tells why
             self._connection.send(True)
 
-    def reply(self, until: float) -> Reply:
+    def reply(self, until: float) -> dict[str, Any]:
         """Return its reply, or {"error": "a word or two"} if it failed, died or was not ready by time.monotonic()."""
         if not self._connection.poll(max(0.0, until - time.monotonic())):
             return {"error": "out of time"}
