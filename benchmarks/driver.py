@@ -53,7 +53,7 @@ def main(args: Sequence[str]) -> int:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # so that no device stays held
         machine = pool.submit(describe_machine).result()
     cases = select([case for case in CASES if case.platform == machine["platform"]], options.only)
-    run: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "machine": machine,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *args]),
@@ -61,14 +61,14 @@ def main(args: Sequence[str]) -> int:
         "cases": [{"case": case._asdict(), "peers": dict.fromkeys(case.peers, _OUT_OF_TIME)} for case in cases],
     }
     until = began + 60 * (options.minutes or _MINUTES[machine["platform"]])
-    for case, entry in zip(cases, run["cases"], strict=True):
+    for case, entry in zip(cases, measured["cases"], strict=True):
         if time.monotonic() < until:
             _say(f"{case.name} ({(time.monotonic() - began) / 60:.1f} minutes)")
             rounds = min(options.rounds, case.rounds)
-            entry["peers"] = measure(case, rounds, run["seconds"], until, options.out / "logs")
-        (options.out / "bench.json").write_text(json.dumps(run, indent=2) + "\n")
-        (options.out / "bench.md").write_text(render(run))
-    print(render(run))
+            entry["peers"] = measure(case, rounds, measured["seconds"], until, options.out / "logs")
+        (options.out / "bench.json").write_text(json.dumps(measured, indent=2) + "\n")
+        (options.out / "bench.md").write_text(render(measured))
+    print(render(measured))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The machine that is measured on, and the Markdown of a benchmark run."""
+"""The machine that is measured on, and the Markdown of what was measured."""
 
 from __future__ import annotations
 
@@ -72,20 +72,20 @@ def _gpu() -> str | None:
     return subprocess.run(query, capture_output=True, text=True).stdout.strip().replace("\n", "; ") or None
 
 
-def render(run: dict[str, Any]) -> str:
-    """Return the report of a run; see driver.main for its parts."""
+def render(measured: dict[str, Any]) -> str:
+    """Return the report; see driver.main for the parts of `measured`."""
     rows = [_HEADER]
     settings: dict[str, None] = {}  # each combination once
-    for entry in run["cases"]:
+    for entry in measured["cases"]:
         case, results = entry["case"], entry["peers"]
         ours = next((median(r["ms"]) for peer, r in results.items() if peer.startswith("ours") and r["ms"]), None)
         for peer, result in results.items():
             if text := ", ".join(f"{name} {value}" for name, value in result.get("settings", {}).items()):
                 settings[f"- {peer}: {text}"] = None
-            name = f"{case['network']} {case['kind']} {case['dtype']}, batch {case['batch_size']}"
+            name = f"{case['network']} {case['mode']} {case['dtype']}, batch {case['batch_size']}"
             rows.append(f"| {name} | {peer} | {' | '.join(_cells(case, result, ours))} |")
-    parts = ["# Benchmarks", _machine(run), "\n".join(rows), "## Settings", "\n".join(settings)]
-    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=run["seconds"])]) + "\n"
+    parts = ["# Benchmarks", _machine(measured), "\n".join(rows), "## Settings", "\n".join(settings)]
+    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=measured["seconds"])]) + "\n"
 
 
 def _number(value: float | None) -> str:
@@ -108,14 +108,14 @@ def _cells(case: dict[str, Any], result: dict[str, Any], ours: float | None) -> 
     return [*cells, _number(result.get("compile_seconds")), _number(peak and peak / 2**20)]
 
 
-def _machine(run: dict[str, Any]) -> str:
-    machine = run["machine"]
+def _machine(measured: dict[str, Any]) -> str:
+    machine = measured["machine"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     lines = [
         f"CPU: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         f"JAX runs on: {machine['platform']} ({machine['device']}); GPU: {machine['gpu'] or 'none'}",
         f"Software: {machine['os']}, Python {machine['python']}, {versions}",
         f"XLA_FLAGS: {machine['xla_flags'] or 'not set'}",
-        f"Date: {run['date']}; command: `{run['command']}`",
+        f"Date: {measured['date']}; command: `{measured['command']}`",
     ]
     return "\n".join(f"- {line}" for line in lines)

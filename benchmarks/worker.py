@@ -67,7 +67,7 @@ def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: P
         calls = _calibrate(prepared, seconds)
         connection.send({"settings": prepared.settings, "compile_seconds": prepared.compile_seconds})
         while connection.recv():
-            prepared.run(1)  # memory that was given back while the others worked is slow at first
+            prepared.compute(1)  # memory that was given back while the others worked is slow at first
             steps = calls * prepared.steps_per_call
             ms = 1000 * _timed(prepared, calls) / steps
             peak = prepared.peak_device_bytes() or _peak_host_bytes()
@@ -82,7 +82,7 @@ def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: P
 def _timed(prepared: Prepared, calls: int) -> float:
     """Return the seconds that so many calls take, from an idle device to an idle device."""
     began = time.perf_counter()
-    prepared.run(calls)
+    prepared.compute(calls)
     return time.perf_counter() - began
 
 

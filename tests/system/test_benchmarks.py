@@ -132,12 +132,12 @@ def test_a_small_run_comes_to_its_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("peer", "kind", "steps"), [(ours, "train", 1), (ours, "inference", 16), (plain_flax, "inference", 1)]
+    ("peer", "mode", "steps"), [(ours, "train", 1), (ours, "inference", 16), (plain_flax, "inference", 1)]
 )
-def test_other_peers_run(peer, kind, steps, monkeypatch):
+def test_other_peers_run(peer, mode, steps, monkeypatch):
     monkeypatch.setattr(ours, "_CIFAR_IMAGES", 64)
-    prepared = peer.prepare(TINY._replace(kind=kind))
-    prepared.run(2)
+    prepared = peer.prepare(TINY._replace(mode=mode))
+    prepared.compute(2)
     assert prepared.steps_per_call == steps
 
 
