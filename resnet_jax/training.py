@@ -228,7 +228,7 @@ def _train_together(config: Config) -> Metrics:
             state = read_state(workdir, last, trainer.abstract_state())  # recover() has verified it
         agreed = hosts.AgreedStop(stop, trainer.by_image, trainer.replicated)
         try:
-            return _train(trainer, state, workdir, checkpoints, log, agreed)
+            return _train(trainer, state, checkpoints, log, agreed)
         except (NotFinite, BrokenDataError) as error:  # in all processes
             checkpoints.close()
             if isinstance(error, NotFinite):
@@ -283,21 +283,14 @@ def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints
         raise UserError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def _train(
-    trainer: Trainer,
-    state: TrainState,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    log: Log,
-    stop: hosts.AgreedStop,
-) -> Metrics:
+def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: Log, stop: hosts.AgreedStop) -> Metrics:
     """Step, log, evaluate, save, from `state` on; return the last metrics on the test images.
 
     Raises:
       NotFinite: a number of the run.
       BrokenDataError, StorageError, Interrupted: see train().
     """
-    config, data = trainer.config.run, trainer.data
+    config, data, workdir = trainer.config.run, trainer.data, checkpoints.workdir
     step = int(state.step)
     evaluated = was_evaluated(workdir, step)
     if step == config.steps and evaluated:
