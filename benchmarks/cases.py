@@ -26,7 +26,7 @@ class Case(NamedTuple):
     Attributes:
       platform: where it is measured.
       network: a name that create_model takes.
-      kind: of step.
+      mode: of the network in a step.
       batch_size: images in a step.
       dtype: of the activations.
       peers: who takes part, of PEERS.
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
     platform: Platform
     network: str
-    kind: Literal["train", "inference"]
+    mode: Literal["train", "inference"]
     batch_size: int
     dtype: Literal["float32", "bfloat16"]
     peers: tuple[str, ...]
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     def name(self) -> str:
         """Unique within a platform."""
         dtype = {"float32": "f32", "bfloat16": "bf16"}[self.dtype]
-        return f"{self.network}-{self.kind}-{dtype}-{self.batch_size}"
+        return f"{self.network}-{self.mode}-{dtype}-{self.batch_size}"
 
     # Not by resnet_jax.models.parse_name: JAX would count into PyTorch's memory.
     @property
@@ -83,14 +83,14 @@ class Prepared(NamedTuple):
     """A peer that is compiled and ready to be timed.
 
     Attributes:
-      run: run(calls) computes so many calls and returns when the device has done them.
+      compute: compute(calls) makes so many calls and returns when the device has done them.
       steps_per_call: batches in a call.
       compile_seconds: what comes before the first step can run; None where nothing is compiled.
       peak_device_bytes: highest use of device memory so far; None on the CPU.
       settings: what a reader must know, for the report.
     """
 
-    run: Callable[[int], None]
+    compute: Callable[[int], None]
     steps_per_call: int
     compile_seconds: float | None
     peak_device_bytes: Callable[[], int | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -10,14 +11,13 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, PEERS, Case
-from benchmarks.machine import describe
-from benchmarks.report import render
+from benchmarks.report import describe_machine, render
 from benchmarks.worker import Worker
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.errors import UserError
@@ -39,15 +39,11 @@ def main(args: Sequence[str]) -> int:
     """Measure, and write bench.json and bench.md after each case."""
     began = time.monotonic()
     parser = ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--minutes", type=float, help="for everything (default 25 on a CPU, 9 on a GPU)")
+    parser.add_argument("--minutes", type=positive(float), help="for everything (default 25 on a CPU, 9 on a GPU)")
     parser.add_argument("--only", help="names of cases or peers, separated by commas; by default all of the platform")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each peer, at most (default 5)")
+    parser.add_argument("--rounds", type=positive(int), default=5, help="turns of each peer, at most (default 5)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder for the results")
     options = parser.parse_args(args)
-    for name in ("minutes", "rounds"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name} must be above 0; got {value:g}")
     try:
         (options.out / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -55,9 +51,9 @@ def main(args: Sequence[str]) -> int:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     os.environ.update(_ENVIRONMENT, CUDA_VISIBLE_DEVICES=gpu)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # so that no device stays held
-        machine = pool.submit(describe).result()
+        machine = pool.submit(describe_machine).result()
     cases = select([case for case in CASES if case.platform == machine["platform"]], options.only)
-    run: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "machine": machine,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *args]),
@@ -65,15 +61,26 @@ def main(args: Sequence[str]) -> int:
         "cases": [{"case": case._asdict(), "peers": dict.fromkeys(case.peers, _OUT_OF_TIME)} for case in cases],
     }
     until = began + 60 * (options.minutes or _MINUTES[machine["platform"]])
-    for case, entry in zip(cases, run["cases"], strict=True):
+    for case, entry in zip(cases, measured["cases"], strict=True):
         if time.monotonic() < until:
             _say(f"{case.name} ({(time.monotonic() - began) / 60:.1f} minutes)")
             rounds = min(options.rounds, case.rounds)
-            entry["peers"] = measure(case, rounds, run["seconds"], until, options.out / "logs")
-        (options.out / "bench.json").write_text(json.dumps(run, indent=2) + "\n")
-        (options.out / "bench.md").write_text(render(run))
-    print(render(run))
+            entry["peers"] = measure(case, rounds, measured["seconds"], until, options.out / "logs")
+        (options.out / "bench.json").write_text(json.dumps(measured, indent=2) + "\n")
+        (options.out / "bench.md").write_text(render(measured))
+    print(render(measured))
     return 0
+
+
+def positive(number: type[int] | type[float]) -> Callable[[str], float]:
+    """Return what parses an argument of this type above 0."""
+
+    def number_above_0(text: str) -> float:
+        if (value := number(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+        return value
+
+    return number_above_0
 
 
 def select(cases: Sequence[Case], only: str | None) -> list[Case]:

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import describe
+from benchmarks.driver import positive
+from benchmarks.report import describe_machine
 from resnet_jax.cli.arguments import ArgumentParser, run_command
 from resnet_jax.data import load_dataset
 from resnet_jax.data.augment import scale_window
@@ -31,7 +32,6 @@ from resnet_jax.data.splits import Subset
 from resnet_jax.data.streamed import training_batches
 from resnet_jax.data.tools.pack import PackOptions, pack
 from resnet_jax.data.types import EncodedImages
-from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import cores
 
 _SIZE, _SHORTER_SIDE = 224, (256, 480)  # Sec. 3.4
@@ -57,19 +57,15 @@ def main(args: Sequence[str]) -> int:
     """Measure and print a table."""
     parser = ArgumentParser(prog="python -m benchmarks.input_pipeline", description=__doc__, allow_abbrev=False)
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder with train/CLASS/FILE and val/")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each row (default 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn (default 2)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images in a batch, end to end (default 32)")
-    parser.add_argument("--workers", type=int, help="processes, end to end (default: one a core)")
+    parser.add_argument("--rounds", type=positive(int), default=5, help="turns of each row (default 5)")
+    parser.add_argument("--seconds", type=positive(float), default=2.0, help="of each turn (default 2)")
+    parser.add_argument("--batch-size", type=positive(int), default=32, help="images, end to end (default 32)")
+    parser.add_argument("--workers", type=positive(int), help="processes, end to end (default: one a core)")
     options = parser.parse_args(args)
-    for name in ("rounds", "seconds", "batch_size", "workers"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0; got {value:g}")
     workers = options.workers or cores()
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temporary:
         rows = measure(options.dir, Path(temporary), options.rounds, options.seconds, options.batch_size, workers)
-    machine = describe()
+    machine = describe_machine()
     print(f"{machine['cores']} cores of {machine['cpu']}; end to end with {workers} worker processes;", end=" ")
     print(f"Python {machine['python']}; {shlex.join(['python', '-m', 'benchmarks.input_pipeline', *args])}\n")
     print(to_text(rows))

@@ -41,7 +41,7 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     config = Config(model=model, data=data, optim=optim, run=RunConfig(steps_per_dispatch=1 if single else None))
     devices.configure(config)
     rng = np.random.default_rng(0)
-    count = _CIFAR_IMAGES if cifar and case.kind == "train" else case.pool_batches * case.batch_size
+    count = _CIFAR_IMAGES if cifar and case.mode == "train" else case.pool_batches * case.batch_size
     shape = (case.image_size, case.image_size, 3)
     split = Split(rng.integers(0, 256, (count, *shape), np.uint8), rng.integers(0, case.num_classes, count, np.int32))
     # The mean of uniform bytes, as the per-pixel mean that training takes by default.
@@ -50,7 +50,7 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     trainer = Trainer(config, inputs, Dataset("made up", split, split, inputs.class_names))
     state = trainer.initial_state()
     settings = {"devices": f"{jax.device_count()} {jax.default_backend()}"}
-    if case.kind == "inference":
+    if case.mode == "inference":
         return _prepare_inference(case, trainer, state, settings)
 
     began = time.perf_counter()
@@ -59,7 +59,7 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     most_steps = trainer.data.most_steps
     settings["steps per dispatch"] = str(most_steps)
 
-    def run(steps: int) -> None:
+    def compute(steps: int) -> None:
         nonlocal state
         reports = []
         for first in range(0, steps, most_steps):
@@ -69,22 +69,22 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
         if sum(map(int, reports)) != steps:  # a loop on the device ends where the loss is not finite
             raise FloatingPointError("the loss is not finite")
 
-    return Prepared(run, 1, compile_seconds, peak_device_bytes, settings)
+    return Prepared(compute, 1, compile_seconds, peak_device_bytes, settings)
 
 
 def _prepare_inference(case: Case, trainer: Trainer, state: Any, settings: dict[str, Any]) -> Prepared:
     """Evaluate a split of `pool_batches` batches; a call returns sums on the host."""
 
-    def run(calls: int) -> None:
+    def compute(calls: int) -> None:
         for _ in range(calls):
             trainer.evaluate(state, "test")
 
     seconds = []
     for _ in range(2):  # the first call compiles
         began = time.perf_counter()
-        run(1)
+        compute(1)
         seconds.append(time.perf_counter() - began)
-    return Prepared(run, case.pool_batches, seconds[0] - seconds[1], peak_device_bytes, settings)
+    return Prepared(compute, case.pool_batches, seconds[0] - seconds[1], peak_device_bytes, settings)
 
 
 def peak_device_bytes() -> int | None:

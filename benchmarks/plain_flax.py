@@ -126,7 +126,7 @@ def prepare(case: Case) -> Prepared:
 
     params = variables["params"]
     state = (jnp.int32(0), params, variables.get("batch_stats", {}), optimizer.init(params))
-    train = case.kind == "train"
+    train = case.mode == "train"
     forward = jax.jit(partial(network.apply, train=False))
     began = time.perf_counter()
     compiled = (train_step.lower(state, *pool[0]) if train else forward.lower(variables, pool[0][0])).compile()

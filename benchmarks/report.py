@@ -1,7 +1,12 @@
-"""The Markdown of a benchmark run."""
+"""The machine that is measured on, and the Markdown of what was measured."""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
 from statistics import median
 from typing import Any
 
@@ -31,27 +36,59 @@ peer's median divided by that of the first of ours: above 1, ours is faster.
   GPU the highest use in the framework's allocator. One GPU, also where the host has several."""
 
 
-def render(run: dict[str, Any]) -> str:
-    """Return the report of a run; see driver.main for its parts."""
+def describe_machine() -> dict[str, Any]:
+    """Return names and numbers; "platform" is "gpu" where JAX finds one, else "cpu". JAX then holds the devices."""
+    import jax
+
+    from resnet_jax.parallel.devices import cores, processor
+
+    device = jax.devices()[0]
+    return {
+        "platform": "gpu" if device.platform == "gpu" else "cpu",
+        "device": device.device_kind,
+        "cpu": processor(),
+        "cores": cores(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpu": _gpu(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch", "numpy")},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str | None:
+    """Return name, driver and memory as nvidia-smi has them."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True).stdout.strip().replace("\n", "; ") or None
+
+
+def render(measured: dict[str, Any]) -> str:
+    """Return the report; see driver.main for the parts of `measured`."""
     rows = [_HEADER]
     settings: dict[str, None] = {}  # each combination once
-    for entry in run["cases"]:
+    for entry in measured["cases"]:
         case, results = entry["case"], entry["peers"]
         ours = next((median(r["ms"]) for peer, r in results.items() if peer.startswith("ours") and r["ms"]), None)
         for peer, result in results.items():
             if text := ", ".join(f"{name} {value}" for name, value in result.get("settings", {}).items()):
                 settings[f"- {peer}: {text}"] = None
-            rows.append(f"| {describe(case)} | {peer} | {' | '.join(_cells(case, result, ours))} |")
-    parts = ["# Benchmarks", _machine(run), "\n".join(rows), "## Settings", "\n".join(settings)]
-    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=run["seconds"])]) + "\n"
+            name = f"{case['network']} {case['mode']} {case['dtype']}, batch {case['batch_size']}"
+            rows.append(f"| {name} | {peer} | {' | '.join(_cells(case, result, ours))} |")
+    parts = ["# Benchmarks", _machine(measured), "\n".join(rows), "## Settings", "\n".join(settings)]
+    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=measured["seconds"])]) + "\n"
 
 
-def describe(case: dict[str, Any]) -> str:
-    """Return for example "resnet20 train float32, batch 128"."""
-    return f"{case['network']} {case['kind']} {case['dtype']}, batch {case['batch_size']}"
-
-
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Write three significant digits, or all before the point; nothing for None."""
     if value is None:
         return ""
@@ -65,20 +102,20 @@ def _cells(case: dict[str, Any], result: dict[str, Any], ours: float | None) -> 
     cells = [result.get("error", ""), "", "", ""]
     if ms:
         middle = median(ms)
-        spread = f"{number(min(ms))} to {number(max(ms))}, {len(ms)} x {result['steps']} steps"
-        cells = [number(middle), spread, number(ours and middle / ours), number(1000 * case["batch_size"] / middle)]
+        spread = f"{_number(min(ms))} to {_number(max(ms))}, {len(ms)} x {result['steps']} steps"
+        cells = [_number(middle), spread, _number(ours and middle / ours), _number(1000 * case["batch_size"] / middle)]
         cells[0] += f" ({result['error']})" if "error" in result else ""
-    return [*cells, number(result.get("compile_seconds")), number(peak and peak / 2**20)]
+    return [*cells, _number(result.get("compile_seconds")), _number(peak and peak / 2**20)]
 
 
-def _machine(run: dict[str, Any]) -> str:
-    machine = run["machine"]
+def _machine(measured: dict[str, Any]) -> str:
+    machine = measured["machine"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     lines = [
         f"CPU: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB",
         f"JAX runs on: {machine['platform']} ({machine['device']}); GPU: {machine['gpu'] or 'none'}",
         f"Software: {machine['os']}, Python {machine['python']}, {versions}",
         f"XLA_FLAGS: {machine['xla_flags'] or 'not set'}",
-        f"Date: {run['date']}; command: `{run['command']}`",
+        f"Date: {measured['date']}; command: `{measured['command']}`",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -127,7 +127,7 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
         )
         for _ in range(case.pool_batches)
     ]
-    train = case.kind == "train"
+    train = case.mode == "train"
     network: Any = build(case)
     network.train(train).to(device=device, memory_format=torch.channels_last)
     forward = torch.compile(network) if compiled else network
@@ -149,7 +149,7 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
             for images, _ in islice(batches, steps):
                 forward(images)
 
-    def run(steps: int) -> None:
+    def compute(steps: int) -> None:
         (train_steps if train else inference_steps)(steps)
         if on_gpu:
             torch.cuda.synchronize()
@@ -157,11 +157,11 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
     compile_seconds = None
     if compiled:
         began = time.perf_counter()
-        run(1)
+        compute(1)
         compile_seconds = time.perf_counter() - began
     settings: dict[str, Any] = {"threads": torch.get_num_threads()}
     if on_gpu:
         settings = {"TF32 convolutions": torch.backends.cudnn.allow_tf32}
         settings |= {"TF32 matrix products": torch.backends.cuda.matmul.allow_tf32, "cudnn.benchmark": True}
     peak = torch.cuda.max_memory_allocated if on_gpu else lambda: None
-    return Prepared(run, 1, compile_seconds, peak, settings)
+    return Prepared(compute, 1, compile_seconds, peak, settings)

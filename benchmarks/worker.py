@@ -15,8 +15,6 @@ from typing import Any
 
 from benchmarks.cases import PEERS, Case, Prepared, UnavailableError
 
-Reply = dict[str, Any]
-
 
 class Worker:
     """The process, from outside."""
@@ -40,7 +38,7 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):  # reply() tells why
             self._connection.send(True)
 
-    def reply(self, until: float) -> Reply:
+    def reply(self, until: float) -> dict[str, Any]:
         """Return its reply, or {"error": "a word or two"} if it failed, died or was not ready by time.monotonic()."""
         if not self._connection.poll(max(0.0, until - time.monotonic())):
             return {"error": "out of time"}
@@ -69,7 +67,7 @@ def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: P
         calls = _calibrate(prepared, seconds)
         connection.send({"settings": prepared.settings, "compile_seconds": prepared.compile_seconds})
         while connection.recv():
-            prepared.run(1)  # memory that was given back while the others worked is slow at first
+            prepared.compute(1)  # memory that was given back while the others worked is slow at first
             steps = calls * prepared.steps_per_call
             ms = 1000 * _timed(prepared, calls) / steps
             peak = prepared.peak_device_bytes() or _peak_host_bytes()
@@ -84,7 +82,7 @@ def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: P
 def _timed(prepared: Prepared, calls: int) -> float:
     """Return the seconds that so many calls take, from an idle device to an idle device."""
     began = time.perf_counter()
-    prepared.run(calls)
+    prepared.compute(calls)
     return time.perf_counter() - began
 
 

@@ -29,8 +29,9 @@ import jax
 import numpy as np
 
 from resnet_jax.data.inputs import load_data
-from resnet_jax.run.checkpoint import restore, saved_steps, unfinished, verify
+from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
+from resnet_jax.run.saved import saved_steps, unfinished, verify
 from resnet_jax.run.workdir import load_config, load_inputs
 from resnet_jax.training import Trainer
 

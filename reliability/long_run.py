@@ -1,6 +1,6 @@
 """Train a tiny network for many steps and watch the process from outside: python -m reliability.long_run [--streamed].
 
-Memory, open files and threads of train.py and its worker processes are read from /proc (Linux) all the while, the rate
+Memory, open files and threads of train.py and its worker processes are read from /proc (Linux) all the while, images/s
 from metrics.jsonl. Logs, evaluations and checkpoints come so often that each repeats hundreds of times. What grows
 after the warm-up, the first tenth of the run, is a leak: the exit code is 1.
 """
@@ -142,8 +142,8 @@ def summarize(samples: Sequence[tuple[float, Usage]], records: Sequence[dict[str
         if not seen:
             raise RuntimeError(f"part {number + 1} of {PARTS} of the run was not seen: take more --steps")
         memory = median(used.memory for used in seen)
-        rate = median(record["images_per_second"] for record in logged)
-        parts.append(Part(memory, min(used.files for used in seen), min(used.threads for used in seen), rate))
+        speed = median(record["images_per_second"] for record in logged)
+        parts.append(Part(memory, min(used.files for used in seen), min(used.threads for used in seen), speed))
         began = ended
     return parts
 

@@ -288,14 +288,14 @@ def check_applies(config: Config, *, streamed: bool) -> None:
       streamed: whether its images are read in training; if not, they are kept on the devices.
 
     Raises:
-      UserError: an option for the other kind is not at its default.
+      UserError: an option for other images is not at its default.
     """
     usual = Config()
     for name in _marked(_RESIDENT if streamed else _STREAMED):
         if get_field(config, name) != get_field(usual, name):
-            kinds = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
+            meant, are = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
             raise UserError(
-                f"{option(name)} is for {kinds[0]}; those of {config.data.name} are {kinds[1]}: leave it at"
+                f"{option(name)} is for {meant}; those of {config.data.name} are {are}: leave it at"
                 f" {get_field(usual, name)}"
             )
 
@@ -329,11 +329,10 @@ def from_json(text: str, source: str) -> Config:
     try:
         config = _CONFIG.validate_json(text)
         check_config(config)
-    except pydantic.ValidationError as error:
-        raise UserError(f"{source} is not a configuration of this program: {_first_mistake(error)}") from error
-    except UserError as error:
-        raise UserError(f"{source} is not a configuration of this program: {error}") from error
-    return config
+        return config
+    except (pydantic.ValidationError, UserError) as error:
+        mistake = _first_mistake(error) if isinstance(error, pydantic.ValidationError) else error
+        raise UserError(f"{source} is not a configuration of this program: {mistake}") from error
 
 
 def difference(old: Config, new: Config) -> str | None:

@@ -17,15 +17,14 @@ from resnet_jax.data import LabelledImages, load_test_images
 from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import Protocol, ProtocolName, make_protocol
 from resnet_jax.errors import DivergedError, UserError
-from resnet_jax.files import append_line, atomic_write, read_json_lines
+from resnet_jax.files import append_line, atomic_write
 from resnet_jax.inference.load import Trained, load
 from resnet_jax.inference.predict import predict
-from resnet_jax.metrics import wrong_images
+from resnet_jax.metrics import Metrics, wrong_images
 from resnet_jax.parallel.devices import environment
-from resnet_jax.run.records import is_evaluation
+from resnet_jax.run.records import EVALUATIONS
 from resnet_jax.run.workdir import load_config
 
-RECORDS = "evaluations.jsonl"
 _RECORDED = {"error": "top1_error"}  # what it is called there
 
 
@@ -67,46 +66,42 @@ class Evaluation:
         return len(self.test)
 
     @functools.cached_property
-    def wrong(self) -> dict[str, np.ndarray]:
-        """Which images are wrong by each of metrics.ERRORS, [N] bool."""
-        return wrong_images(self.probabilities, self.test.labels, np)
-
-    @property
-    def errors(self) -> dict[str, float]:
-        """Wrongly classified images by each of metrics.ERRORS, in %."""
-        return {name: 100 * float(np.mean(wrong)) for name, wrong in self.wrong.items()}
-
-    @property
-    def top1_error(self) -> float:
-        """Images whose class is not the most probable one, in %."""
-        return self.errors["error"]
-
-    @property
-    def top5_error(self) -> float:
-        """Images whose class is not among the five most probable ones, in %."""
-        return self.errors["top5_error"]
+    def metrics(self) -> Metrics:
+        """Loss and errors, as sums by class in float64; the loss is -log of the probability of the class, in nats."""
+        labels, classes = self.test.labels, self.probabilities.shape[1]
+        of_class = self.probabilities[np.arange(self.count), labels]
+        losses = -np.log(np.maximum(of_class, np.finfo(np.float64).tiny))
+        wrong = wrong_images(self.probabilities, labels, np)
+        return Metrics(
+            loss=np.bincount(labels, losses, classes),
+            wrong={name: np.bincount(labels, of_image, classes) for name, of_image in wrong.items()},
+            count=np.bincount(labels, minlength=classes),
+        )
 
     @property
     def loss(self) -> float:
-        """Mean of -log of the probability of the class, in nats."""
-        of_class = self.probabilities[np.arange(self.count), self.test.labels]
-        return float(-np.log(np.maximum(of_class, np.finfo(np.float64).tiny)).mean())
+        """In nats."""
+        return self.metrics.mean_loss
+
+    @property
+    def top1_error(self) -> float:
+        """In %."""
+        return self.metrics.top1_error
+
+    @property
+    def top5_error(self) -> float:
+        """In %."""
+        return self.metrics.top5_error
 
     @property
     def class_errors(self) -> np.ndarray:
-        """Wrongly classified images of each class in % [num_classes]; NaN for a class without images."""
-        classes = self.probabilities.shape[1]
-        wrong = np.bincount(self.test.labels, self.wrong["error"], classes)
-        with np.errstate(invalid="ignore"):
-            return 100 * wrong / np.bincount(self.test.labels, minlength=classes)
+        """In % [num_classes]; NaN for a class without images."""
+        return self.metrics.class_errors
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values: errors in %, loss in nats; a class without images has error None."""
         errors = [None if np.isnan(error) else float(error) for error in self.class_errors]
-        return {
-            **self.summary(),
-            "class_errors": dict(zip(self.test.class_names, errors, strict=True)),
-        }
+        return {**self.summary(), "class_errors": dict(zip(self.test.class_names, errors, strict=True))}
 
     def summary(self) -> dict[str, Any]:
         """Return plain values, without those of each class."""
@@ -119,7 +114,7 @@ class Evaluation:
             "members": members,
             "data": self.test.name,
             "count": self.count,
-            **{_RECORDED.get(name, name): error for name, error in self.errors.items()},
+            **{_RECORDED.get(name, name): error for name, error in self.metrics.errors.items()},
             "loss": self.loss,
         }
 
@@ -202,7 +197,7 @@ def record(evaluation: Evaluation) -> None:
     """
     line = json.dumps({"time": round(time.time(), 3), **environment(), **evaluation.summary()})
     for member in evaluation.members:
-        path = member.workdir / RECORDS
+        path = member.workdir / EVALUATIONS
         try:
             with open(path, "ab", buffering=0, opener=_no_link) as file:
                 append_line(file, line)
@@ -213,8 +208,3 @@ def record(evaluation: Evaluation) -> None:
 def _no_link(path: str, flags: int) -> int:
     # A work directory of others must not make this program write elsewhere, or wait for the other end of a pipe.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-
-
-def read_evaluations(workdir: Path) -> list[dict[str, Any]]:
-    """Return what record() has written, in order; what is damaged is left out."""
-    return [found for found in read_json_lines(workdir / RECORDS) if is_evaluation(found)]

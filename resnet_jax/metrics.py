@@ -63,7 +63,7 @@ def wrong_images(scores: Any, labels: Any, xp: ModuleType = jnp) -> dict[str, An
 
 @flax.struct.dataclass
 class Metrics:
-    """Sums by true class, each [num_classes] float32: exact for up to 2^24 images a class.
+    """Sums by true class, each [num_classes]; in float32 they are exact for up to 2^24 images a class.
 
     Attributes:
       loss: summed cross-entropy, in nats.

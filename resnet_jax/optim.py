@@ -5,6 +5,7 @@ A further schedule is one function and one entry of SCHEDULES.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -18,75 +19,54 @@ from optax.contrib import ReduceLROnPlateauState
 from resnet_jax.config import OptimConfig
 from resnet_jax.errors import UserError, did_you_mean
 
-WeightDecayOn = Literal["all", "kernels"]
-Momentum = Literal["caffe", "torch"]
-
 # Smooths the batch error, which at 128 images jumps by several %; 1/(1-0.98) = 50 steps.
 _ERROR_DECAY = 0.98
 
 
-def step_schedule(
-    learning_rate: float, boundaries: Sequence[int], *, warm_up: optax.Schedule | None = None, warmup_steps: int = 0
-) -> optax.Schedule:
-    """Divide the rate by 10 at each boundary.
+def step_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Divide the rate by 10 at each boundary; without any it is constant.
 
-    Args:
-      learning_rate: until the first boundary.
-      boundaries: steps count from 0; step `boundaries[i]` is the first one at the lower rate, as in Caffe's
-        "multistep". None at all: a constant rate.
-      warm_up: schedule of the first steps: optax.constant_schedule(rate), or
-        optax.linear_schedule(0, learning_rate, warmup_steps), which rises from 0.
-      warmup_steps: how many; boundaries count from their beginning.
-
-    Raises:
-      ValueError: the boundaries do not increase or begin inside the warm-up.
+    Steps count from 0, the first of the warm-up; step `boundaries[i]` is the first one at the lower rate, as in
+    Caffe's "multistep".
     """
-    starts = [0, *([] if warm_up is None else [warmup_steps]), *boundaries]
-    if any(a >= b for a, b in itertools.pairwise(starts)):
-        raise ValueError(f"steps must increase from the warm-up to the last boundary; got {starts[1:]}")
-    schedules = [optax.constant_schedule(learning_rate / 10**drops) for drops in range(len(boundaries) + 1)]
-    if warm_up is not None:
-        schedules = [warm_up, *schedules]
-    return optax.join_schedules(schedules, starts[1:])
+    del steps
+    schedules, starts = _warm_up(config)
+    starts = [*starts, *config.boundaries]
+    if any(a >= b for a, b in itertools.pairwise([0, *starts])):
+        raise ValueError(f"steps must increase from the warm-up to the last boundary; got {starts}")
+    drops = range(len(config.boundaries) + 1)
+    schedules += [optax.constant_schedule(config.learning_rate / 10**drop) for drop in drops]
+    return optax.join_schedules(schedules, starts)
 
 
-def cosine_schedule(
-    learning_rate: float, steps: int, *, warm_up: optax.Schedule | None = None, warmup_steps: int = 0
-) -> optax.Schedule:
-    """Lower the rate along half a period of a cosine, so that it would be 0 at step `steps`, the one after the last.
-
-    Args:
-      learning_rate: at the first step after the warm-up.
-      steps: in all, with the warm-up.
-      warm_up: schedule of the first steps; see step_schedule().
-      warmup_steps: how many.
-
-    Raises:
-      ValueError: there are no steps after the warm-up.
-    """
-    if warmup_steps >= steps:
-        raise ValueError(f"the warm-up must be shorter than all {steps} steps; got {warmup_steps}")
-    cosine = optax.cosine_decay_schedule(learning_rate, steps - warmup_steps)
-    return cosine if warm_up is None else optax.join_schedules([warm_up, cosine], [warmup_steps])
+def plateau_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Keep the rate, which reduce_on_plateau() multiplies."""
+    return step_schedule(dataclasses.replace(config, boundaries=()), steps)
 
 
-def _warm_up(config: OptimConfig) -> dict[str, Any]:
-    """Return the warm-ups that are schedules of so many steps, as arguments of the functions above."""
-    schedules = {
-        "steps": optax.constant_schedule(config.warmup_learning_rate),
-        "linear": optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps),
-    }
-    if config.warmup not in schedules:
-        return {}
-    return {"warm_up": schedules[config.warmup], "warmup_steps": config.warmup_steps}
+def cosine_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Lower the rate after the warm-up along half a period of a cosine, so that it would be 0 at step `steps`."""
+    schedules, starts = _warm_up(config)
+    begin = starts[0] if starts else 0
+    if begin >= steps:
+        raise ValueError(f"the warm-up must be shorter than all {steps} steps; got {begin}")
+    return optax.join_schedules([*schedules, optax.cosine_decay_schedule(config.learning_rate, steps - begin)], starts)
 
 
-# By the name in a configuration: (config, steps in all) -> schedule.
+def _warm_up(config: OptimConfig) -> tuple[list[optax.Schedule], list[int]]:
+    """Return the schedule of the first steps, and the step at which the next one takes over; nothing without."""
+    if config.warmup == "steps":
+        return [optax.constant_schedule(config.warmup_learning_rate)], [config.warmup_steps]
+    if config.warmup == "linear":
+        return [optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)], [config.warmup_steps]
+    return [], []
+
+
+# By the name in a configuration: (config, steps in all) -> schedule; ValueError for steps that do not fit.
 SCHEDULES: dict[str, Callable[[OptimConfig, int], optax.Schedule]] = {
-    "steps": lambda config, _: step_schedule(config.learning_rate, config.boundaries, **_warm_up(config)),
-    # Constant; reduce_on_plateau() multiplies it.
-    "plateau": lambda config, _: step_schedule(config.learning_rate, (), **_warm_up(config)),
-    "cosine": lambda config, steps: cosine_schedule(config.learning_rate, steps, **_warm_up(config)),
+    "steps": step_schedule,
+    "plateau": plateau_schedule,
+    "cosine": cosine_schedule,
 }
 
 
@@ -259,9 +239,9 @@ def sgd(
     schedule: optax.Schedule,
     *,
     momentum: float = 0.9,
-    momentum_style: Momentum = "caffe",
+    momentum_style: Literal["caffe", "torch"] = "caffe",
     weight_decay: float = 1e-4,
-    weight_decay_on: WeightDecayOn = "all",
+    weight_decay_on: Literal["all", "kernels"] = "all",
     factors: Sequence[optax.GradientTransformationExtraArgs] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Build SGD with momentum and coupled weight decay.

@@ -188,7 +188,6 @@ def eval_step(state: TrainState, batch: Batch, *, model: Model) -> Metrics:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-EvalStep = Callable[[TrainState, Batch], Metrics]
 
 
 def make_train_step(
@@ -213,11 +212,6 @@ def make_train_step(
     if accumulation_steps > 1:
         compute = accumulate(compute, accumulation_steps, model.bn_group_size or 1)
     return partial(train_step, compute=compute, optimizer=optimizer, schedule=schedule, dropout_key=dropout_key)
-
-
-def make_eval_step(model: Model) -> EvalStep:
-    """Return eval_step(state, batch) -> Metrics."""
-    return partial(eval_step, model=model)
 
 
 TrainSteps = Callable[[TrainState, DeviceSplit, jax.Array], tuple[TrainState, StepsReport]]

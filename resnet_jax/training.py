@@ -21,10 +21,10 @@ from resnet_jax.data.streamed import StreamedData
 from resnet_jax.data.types import AnyDataset, Dataset, Inputs, TrainingData
 from resnet_jax.errors import (
     BrokenDataError,
+    CommandError,
     DivergedError,
     Interrupted,
     LostProcessError,
-    StorageError,
     UserError,
     reason,
 )
@@ -37,16 +37,17 @@ from resnet_jax.optim import build_optimizer, build_schedule, note_validation_er
 from resnet_jax.parallel import hosts
 from resnet_jax.parallel.devices import description, make_shardings
 from resnet_jax.parallel.signals import StopSignal
-from resnet_jax.run.checkpoint import Checkpoints, mark_evaluated, read_state, recover, was_evaluated
+from resnet_jax.run.checkpoint import Checkpoints, read_state
 from resnet_jax.run.lock import lock
-from resnet_jax.run.logs import Log, open_log
+from resnet_jax.run.logs import Log, RunLog
 from resnet_jax.run.monitor import Monitor, NotFinite, next_event
+from resnet_jax.run.saved import directory, mark_evaluated, recover, saved_steps, was_evaluated
 from resnet_jax.run.workdir import check_workdir, create_workdir, is_workdir, load_inputs
 from resnet_jax.steps import (
     TrainState,
     create_train_state,
+    eval_step,
     finite_parts,
-    make_eval_step,
     make_streamed_step,
     make_train_step,
     make_train_steps,
@@ -73,9 +74,6 @@ def train(config: Config) -> Metrics:
     config = dataclasses.replace(config, hosts=HostsConfig())  # where its processes run is no part of a run
     try:
         return _train_together(config)
-    except StorageError as error:
-        error.at_once = jax.process_count() > 1
-        raise
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
@@ -128,7 +126,7 @@ class Trainer:
             label_smoothing=config.optim.label_smoothing,
             accumulation_steps=config.optim.accumulation_steps,
         )
-        self.eval_step = make_eval_step(self.model)
+        self.eval_step = partial(eval_step, model=self.model)
         self.data: TrainingData
         steps: Callable[..., tuple[TrainState, StepsReport]]
         if isinstance(dataset, Dataset):
@@ -215,25 +213,30 @@ def _train_together(config: Config) -> Metrics:
         stack.enter_context(contextlib.closing(trainer.data))
         stop = stack.enter_context(StopSignal())
         stack.enter_context(log)
-        for warning in warnings:
-            log.warn(f"warning: {warning}")
         last = checkpoints.latest()
+        with hosts.all_hosts():
+            for warning in warnings:
+                log.warn(f"warning: {warning}")
+            if last:
+                log.say(f"{workdir}: going on after step {last}")
         if last is None:
             state = trainer.initial_state()
             if trained is not None:
                 new = {"params": state.params, "batch_stats": state.batch_stats}
                 state = dataclasses.replace(state, **adopt_weights(trained, new))
         else:
-            if last:
-                log.say(f"{workdir}: going on after step {last}")
             state = read_state(workdir, last, trainer.abstract_state())  # recover() has verified it
         agreed = hosts.AgreedStop(stop, trainer.by_image, trainer.replicated)
         try:
-            return _train(trainer, state, workdir, checkpoints, log, agreed)
-        except (NotFinite, BrokenDataError) as error:
+            return _train(trainer, state, checkpoints, log, agreed)
+        except (NotFinite, BrokenDataError) as error:  # in all processes
             checkpoints.close()
             if isinstance(error, NotFinite):
-                raise _diverged(error, checkpoints) from None
+                raise _diverged(error, workdir) from None
+            raise
+        except CommandError as error:
+            # All are interrupted after the same step. Anything else may be of this process alone.
+            error.at_once = jax.process_count() > 1 and not isinstance(error, Interrupted)
             raise
 
 
@@ -266,7 +269,9 @@ def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints
         start = checkpoints.latest() or 0
         if start > config.steps:
             raise UserError(f"{workdir} is at step {start} already, beyond --run.steps {config.steps}")
-        log = open_log(
+        if not hosts.is_first():
+            return checkpoints, Log()
+        return checkpoints, RunLog(
             workdir,
             step=start,
             steps=config.steps,
@@ -274,26 +279,18 @@ def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints
             evaluated=was_evaluated(workdir, start),
             go_on_without=config.on_log_error == "continue",
         )
-        return checkpoints, log
     except OSError as error:
         raise UserError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def _train(
-    trainer: Trainer,
-    state: TrainState,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    log: Log,
-    stop: hosts.AgreedStop,
-) -> Metrics:
+def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: Log, stop: hosts.AgreedStop) -> Metrics:
     """Step, log, evaluate, save, from `state` on; return the last metrics on the test images.
 
     Raises:
       NotFinite: a number of the run.
       BrokenDataError, StorageError, Interrupted: see train().
     """
-    config, data = trainer.config.run, trainer.data
+    config, data, workdir = trainer.config.run, trainer.data, checkpoints.workdir
     step = int(state.step)
     evaluated = was_evaluated(workdir, step)
     if step == config.steps and evaluated:
@@ -310,12 +307,14 @@ def _train(
     monitor = Monitor(step, trainer.config, data, log)
     results: Results | None = None
     if not evaluated:  # a signal came before
-        state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
+        saved = state
+        state, results = _evaluate(trainer, state, monitor, log, stop)
         if results is None:
             raise _interrupted(workdir, step, stop)
         with hosts.all_hosts():
-            if hosts.is_first():
+            if hosts.is_first() and state is saved:  # else what the schedule "plateau" learned from it is not saved yet
                 mark_evaluated(workdir, step)
+        monitor.restart_clock()
     finite = jax.jit(finite_parts)
     while step < config.steps:
         event = next_event(step, config, validates="validation" in data.held_out)
@@ -335,7 +334,7 @@ def _train(
         evaluation_is_due = event.evaluate and step == event.step
         results = None
         if evaluation_is_due and not signum:
-            state, results = _evaluate(trainer, state, workdir, monitor, log, stop)
+            state, results = _evaluate(trainer, state, monitor, log, stop)
         evaluated = results is not None or not evaluation_is_due
         if signum or not evaluated or event.save:
             with hosts.all_hosts():  # so that a disk that is full stops all processes
@@ -353,7 +352,7 @@ def _train(
 
 
 def _evaluate(
-    trainer: Trainer, state: TrainState, workdir: Path, monitor: Monitor, log: Log, stop: hosts.AgreedStop
+    trainer: Trainer, state: TrainState, monitor: Monitor, log: Log, stop: hosts.AgreedStop
 ) -> tuple[TrainState, Results | None]:
     """Evaluate and record `state`; None if a signal asks to stop, the state is as it was then."""
     config, step = trainer.config, int(state.step)
@@ -380,10 +379,10 @@ def _interrupted(workdir: Path, step: int, stop: hosts.AgreedStop) -> Interrupte
     return Interrupted(f"stopped by {name} after step {step}, saved in {workdir}; run it again to go on", signum)
 
 
-def _diverged(error: NotFinite, checkpoints: Checkpoints) -> DivergedError:
+def _diverged(error: NotFinite, workdir: Path) -> DivergedError:
     """Name the last checkpoint whose next step was finite."""
-    good = max((step for step in checkpoints.steps() if step <= error.known_good), default=None)
+    good = max((step for step in saved_steps(workdir) if step <= error.known_good), default=None)
     kept = "there is no good checkpoint yet" if good is None else f"the last good checkpoint is step {good}"
     return DivergedError(
-        f"{error}; {kept} in {checkpoints.directory}; a lower --optim.learning-rate or a warm-up may help"
+        f"{error}; {kept} in {directory(workdir)}; a lower --optim.learning-rate or a warm-up may help"
     )

@@ -149,7 +149,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _checkpoints(options: argparse.Namespace) -> int:
-    from resnet_jax.run.checkpoint import accept, describe
+    from resnet_jax.run.saved import accept, describe
     from resnet_jax.run.workdir import load_config
 
     load_config(options.workdir)  # which is refused if this is no work directory

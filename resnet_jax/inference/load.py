@@ -15,7 +15,8 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
 from resnet_jax.errors import UserError
 from resnet_jax.models import Model, abstract_variables, build_model
-from resnet_jax.run.checkpoint import restore_variables
+from resnet_jax.run.checkpoint import read_state
+from resnet_jax.run.saved import intact_step
 from resnet_jax.run.workdir import load_config, load_inputs
 
 _HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
@@ -61,7 +62,8 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = abstract_variables(model, inputs.image_shape)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    step, variables = restore_variables(workdir, wanted, step)
+    step = intact_step(workdir, step)
+    variables = read_state(workdir, step, wanted, partial=True)  # whatever the optimizer was
     return Trained(model, variables, Origin(config, step, inputs))
 
 

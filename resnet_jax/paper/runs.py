@@ -10,9 +10,8 @@ from typing import Any
 from resnet_jax.config import Config
 from resnet_jax.data.views import ProtocolName, make_protocol
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import read_evaluations
 from resnet_jax.paper.networks import NETWORKS, Network
-from resnet_jax.run.records import read_records, with_fields
+from resnet_jax.run.records import read_evaluations, read_records, with_fields
 from resnet_jax.run.workdir import load_config, read_source
 
 _NEEDED = {  # fields of the records that count

@@ -63,15 +63,6 @@ def _ignore(signum: int, frame: types.FrameType | None) -> None:
     """Keep the system from ending the process."""
 
 
-def _forget_in_child() -> None:
-    """Keep a signal to a forked process from waking the listener of this one."""
-    if signal.getsignal(signal.SIGTERM) is _ignore:
-        signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
-
-
 def _tell() -> None:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # no standard error
         if os.isatty(sys.stderr.fileno()):

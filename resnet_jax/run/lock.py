@@ -82,8 +82,9 @@ def _has_ended(holder: dict[str, Any]) -> bool:
 
 
 def _read(file: IO[str]) -> dict[str, Any]:
+    """Return who holds it; nothing if that is not to be read."""
     file.seek(0)
-    with contextlib.suppress(ValueError):
-        holder = json.loads(file.read())
-        return holder if isinstance(holder, dict) else {}
-    return {}
+    try:
+        return dict(json.loads(file.read()))
+    except (ValueError, TypeError):
+        return {}

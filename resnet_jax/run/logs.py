@@ -41,25 +41,14 @@ class Log:
     def advance(self, step: int, status: str) -> None:
         """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
 
-    def train(
-        self,
-        step: int,
-        metrics: Metrics,
-        *,
-        learning_rate: float,
-        gradient_norm: float,
-        images_per_second: float,
-        skipped: int | None = None,
-    ) -> None:
+    def train(self, step: int, metrics: Metrics, numbers: dict[str, float]) -> None:
         """Record the training steps since the last call.
 
         Args:
           step: the last one.
           metrics: of all of them.
-          learning_rate: of the last one.
-          gradient_norm: mean.
-          images_per_second: speed.
-          skipped: images that could not be read; None where images are not read from the disk.
+          numbers: "learning_rate", "gradient_norm", "images_per_second", and "skipped" where images are read from the
+            disk; see records.RunRecord.
         """
 
     def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
@@ -74,11 +63,6 @@ class Log:
     def warn(self, line: str) -> None:
         """Print what a user should know of; every process does."""
         print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
-
-
-def open_log(workdir: Path, **options: Any) -> Log:
-    """Open the log of this process; the arguments are those of RunLog."""
-    return RunLog(workdir, **options) if jax.process_index() == 0 else Log()
 
 
 class RunLog(Log):
@@ -104,13 +88,12 @@ class RunLog(Log):
           evaluated: whether the evaluation after `step` was made; if not, a record of it is dropped, too.
           go_on_without: whether the run goes on without a log that cannot be written.
         """
-        dropped = set() if evaluated else {(kind, step) for kind in ("validation", "test")}
+        dropped = set() if evaluated else {("validation", step), ("test", step)}
         records = [record for record in read_records(workdir) if record["step"] <= step]
         records = [record for record in records if (record["kind"], record["step"]) not in dropped]
-        kept = "".join(json.dumps(record) + "\n" for record in records)
-        with files.atomic_write(workdir / FILE_NAME) as partial:
-            partial.write_text(kept)
         self._path = workdir / FILE_NAME
+        with files.atomic_write(self._path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         self._file = self._path.open("ab", buffering=0)  # a file of ours: it was just replaced
         self._go_on_without, self._given_up = go_on_without, set[str]()
         self._notes: list[str] = []
@@ -167,28 +150,13 @@ class RunLog(Log):
     def advance(self, step: int, status: str) -> None:
         self._progress.update(self._task, completed=step, status=status)
 
-    def train(
-        self,
-        step: int,
-        metrics: Metrics,
-        *,
-        learning_rate: float,
-        gradient_norm: float,
-        images_per_second: float,
-        skipped: int | None = None,
-    ) -> None:
-        values = {
-            **self._values(metrics),
-            "learning_rate": learning_rate,
-            "gradient_norm": gradient_norm,
-            "images_per_second": round(images_per_second, 1),
-            **({} if skipped is None else {"skipped": skipped}),
-        }
-        self._write("train", step, values)
+    def train(self, step: int, metrics: Metrics, numbers: dict[str, float]) -> None:
+        self._write("train", step, {**self._values(metrics), **numbers})
         self._progress.update(self._task, completed=step)
+        skipped = numbers.get("skipped")
         self.say(
-            f"step {step:{self._width}}  lr {learning_rate:g}  loss {metrics.mean_loss:.4f}"
-            f"  {self._errors(metrics)}  {images_per_second:,.0f} images/s"
+            f"step {step:{self._width}}  lr {numbers['learning_rate']:g}  loss {metrics.mean_loss:.4f}"
+            f"  {self._errors(metrics)}  {numbers['images_per_second']:,.0f} images/s"
             + (f"  {skipped:,} unreadable images skipped" if skipped else "")
         )
 

@@ -69,7 +69,7 @@ class Monitor:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of all rates what went before."""
+        """Leave what went before out of images_per_second."""
         self._window_began = self._finished_at = time.perf_counter()
 
     def steps_at_once(self, step: int) -> int:
@@ -181,12 +181,12 @@ class Monitor:
         """Write one record of all finished steps since the last."""
         metrics = sum((report.metrics for report in self._window[1:]), start=self._window[0].metrics)
         now = time.perf_counter()
-        self._log.train(
-            self._done,
-            metrics,
-            learning_rate=float(self._window[-1].learning_rate),
-            gradient_norm=float(np.mean([report.gradient_norm for report in self._window])),
-            images_per_second=metrics.images / (now - self._window_began),
-            skipped=int(sum(report.skipped for report in self._window)) if self._data.streamed else None,
-        )
+        numbers = {
+            "learning_rate": float(self._window[-1].learning_rate),
+            "gradient_norm": float(np.mean([report.gradient_norm for report in self._window])),
+            "images_per_second": round(metrics.images / (now - self._window_began), 1),
+        }
+        if self._data.streamed:
+            numbers["skipped"] = int(sum(report.skipped for report in self._window))
+        self._log.train(self._done, metrics, numbers)
         self._window, self._window_began = [], now

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le, Lt, MinLen
 from resnet_jax.files import read_json_lines
 
 Record = dict[str, Any]
-FILE_NAME = "metrics.jsonl"
+FILE_NAME, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 Count = Annotated[int, Ge(0), Lt(2**53)]
 Step = Annotated[int, Ge(0), Lt(2**31)]
@@ -80,9 +80,9 @@ def read_records(workdir: Path) -> list[Record]:
     return [record for record in read_json_lines(workdir / FILE_NAME) if _is_sound(record, RunRecord)]
 
 
-def is_evaluation(record: Record) -> bool:
-    """Tell whether a line of evaluations.jsonl is what evaluate.record() writes."""
-    return _is_sound(record, EvaluationRecord)
+def read_evaluations(workdir: Path) -> list[Record]:
+    """Return what evaluate.record() has written, in order; what is damaged is left out."""
+    return [record for record in read_json_lines(workdir / EVALUATIONS) if _is_sound(record, EvaluationRecord)]
 
 
 def _is_sound(record: Record, model: type[_Sound]) -> bool:

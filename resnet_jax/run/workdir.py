@@ -49,9 +49,7 @@ def create_workdir(
     """Make the folder, complete or not at all.
 
     Args:
-      path: where.
-      config: of the run.
-      inputs: what the weights take and give.
+      path, config, inputs: of the run, or of the import.
       state: the first checkpoint.
       source: file that the weights of `state` were imported from.
 
@@ -64,12 +62,11 @@ def create_workdir(
         with lock(partial):
             _fill(partial, config, inputs, state, source)
             partial.rename(path)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, StorageError):
+            raise
         raise UserError(f"cannot write the work directory {path}: {reason(error)}") from error
-    except StorageError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _fill(partial: Path, config: Config, inputs: Inputs, state: Any | None, source: str | None) -> None:

@@ -32,10 +32,10 @@ from resnet_jax.data.tools.pack import PackOptions, pack
 from resnet_jax.data.tools.statistics import Statistics, load_statistics, save_statistics
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import CommandError, printable
-from resnet_jax.evaluate import read_evaluations
 from resnet_jax.paper.analysis.responses import Responses, read_responses
-from resnet_jax.run.checkpoint import Checkpoints, restore, verify
-from resnet_jax.run.records import read_records
+from resnet_jax.run.checkpoint import Checkpoints, restore
+from resnet_jax.run.records import read_evaluations, read_records
+from resnet_jax.run.saved import verify
 from resnet_jax.run.workdir import create_workdir, load_config, load_inputs
 from resnet_jax.steps import TrainState
 

@@ -72,8 +72,8 @@ def test_cases_are_chosen_by_name():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--rounds", "0"], "--rounds must be above 0"),
-        (["--minutes", "-1"], "--minutes must be above 0"),
+        (["--rounds", "0"], "argument --rounds: must be above 0; got 0"),
+        (["--minutes", "-1"], "argument --minutes: must be above 0"),
         (["--out", "pyproject.toml"], "cannot write pyproject.toml"),
         (["--case", "x"], "see python -m benchmarks --help"),
     ],
@@ -132,12 +132,12 @@ def test_a_small_run_comes_to_its_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("peer", "kind", "steps"), [(ours, "train", 1), (ours, "inference", 16), (plain_flax, "inference", 1)]
+    ("peer", "mode", "steps"), [(ours, "train", 1), (ours, "inference", 16), (plain_flax, "inference", 1)]
 )
-def test_other_peers_run(peer, kind, steps, monkeypatch):
+def test_other_peers_run(peer, mode, steps, monkeypatch):
     monkeypatch.setattr(ours, "_CIFAR_IMAGES", 64)
-    prepared = peer.prepare(TINY._replace(kind=kind))
-    prepared.run(2)
+    prepared = peer.prepare(TINY._replace(mode=mode))
+    prepared.compute(2)
     assert prepared.steps_per_call == steps
 
 
@@ -188,5 +188,5 @@ def test_the_table_of_the_input_pipeline():
 
 def test_mistakes_of_the_input_pipeline(tmp_path):
     for arguments in (["--rounds", "0"], ["--batch-size", "-1"]):
-        with pytest.raises(UserError, match=f"{arguments[0]} must be above 0; got {arguments[1]}"):
+        with pytest.raises(UserError, match=f"{arguments[0]}: must be above 0; got {arguments[1]}"):
             input_pipeline.main([str(tmp_path), *arguments])

@@ -18,7 +18,8 @@ from paths import ROOT
 
 from resnet_jax.data import load_dataset
 from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
-from resnet_jax.run.checkpoint import restore, saved_steps
+from resnet_jax.run.checkpoint import restore
+from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_config, load_inputs
 from resnet_jax.training import Trainer
 
@@ -162,3 +163,17 @@ def test_a_mistake_in_one_process_stops_both(setup):
     assert "nowhere" in printed[1]
     assert "error: another process cannot go on" in printed[0]
     assert not (setup / "never").exists()
+
+
+def test_what_only_one_process_meets_ends_both(setup):
+    """Its worker process is killed; it must not wait for the goodbye of the other, which waits for it in a step."""
+    workdir = setup / "worker"
+    steps = ("--run.steps", "100000", "--run.save-every", "100000")
+    pair = start(setup, workdir, *steps, "--data.workers", "1", processes=2)
+    wait_until(lambda: steps_done(workdir) >= 3, pair)
+    for task in Path("/proc", str(pair[1].pid), "task").iterdir():
+        for child in (task / "children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+    printed = outputs(pair)
+    assert [process.returncode for process in pair] == [128 + signal.SIGABRT, 1], printed
+    assert "error: a worker process that reads images was killed" in printed[1]

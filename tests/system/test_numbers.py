@@ -23,8 +23,9 @@ from resnet_jax.evaluate import evaluate
 from resnet_jax.models import BatchNorm, ResNet, cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
-from resnet_jax.run.checkpoint import restore, saved_steps
+from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
+from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_inputs
 from resnet_jax.steps import create_train_state, cross_entropy, finite_parts, make_train_step
 from resnet_jax.training import Trainer, train
@@ -205,13 +206,10 @@ def test_the_infinite_scalar_of_a_schedule_is_no_overflow():
 
 
 def test_an_evaluation_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, monkeypatch, tiny):
-    make = steps.make_eval_step
+    def poisoned(state, batch, model):
+        return dataclasses.replace(steps.eval_step(state, batch, model=model), loss=jnp.full(3, NAN))
 
-    def make_poisoned(model):
-        evaluate = make(model)
-        return lambda state, batch: dataclasses.replace(evaluate(state, batch), loss=jnp.full(3, NAN))
-
-    monkeypatch.setattr("resnet_jax.training.make_eval_step", make_poisoned)
+    monkeypatch.setattr("resnet_jax.training.eval_step", poisoned)
     with pytest.raises(DivergedError, match="the test loss is nan after step 4; the last good checkpoint is step 2 "):
         train(make_config(tmp_path / "run", eval_every=4))
     assert saved_steps(tmp_path / "run") == [2]

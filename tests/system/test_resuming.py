@@ -1,13 +1,18 @@
-"""Runs that take longer go on: with blocks compiled as a loop and without, within a warm-up that follows the error."""
+"""Runs that take longer go on: with blocks compiled as a loop and without, within a warm-up or a plateau."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
 from tiny_runs import assert_same_bits, make_config, saved_state, tiny_dataset
 
 import resnet_jax
+from resnet_jax.errors import Interrupted
+from resnet_jax.run.logs import RunLog
 from resnet_jax.run.records import read_records
+from resnet_jax.run.saved import saved_steps
 from resnet_jax.training import train
 
 
@@ -57,3 +62,32 @@ def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
     train(make_config(parts, optim=optim, **{**steps, "steps": 25}))
     train(make_config(parts, optim=optim, **steps))
     assert_same_bits(saved_state(whole, config), saved_state(parts, config))
+
+
+def test_what_a_plateau_learns_in_a_missed_evaluation_is_not_lost(tmp_path, monkeypatch):
+    """A signal in the evaluation after step 6; the run goes on, is killed before its next checkpoint, and goes on."""
+
+    def config(workdir, **run):
+        made = make_config(workdir, optim={"schedule": "plateau", "plateau_patience": 1}, save_every=6, **run)
+        return dataclasses.replace(made, data=dataclasses.replace(made.data, validation_size=30))
+
+    undisturbed, run = config(tmp_path / "undisturbed"), config(tmp_path / "run", steps_per_dispatch=1)
+    write = RunLog.train
+
+    def stop_at_6_and_die_at_10(self, step, *args):
+        write(self, step, *args)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == 10:
+            raise KeyboardInterrupt
+
+    train(undisturbed)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "train", stop_at_6_and_die_at_10)
+        with pytest.raises(Interrupted, match="after step 6"):
+            train(run)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    assert saved_steps(tmp_path / "run") == [6]
+    train(run)
+    assert_same_bits(saved_state(tmp_path / "run", run), saved_state(tmp_path / "undisturbed", undisturbed))

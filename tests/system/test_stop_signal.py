@@ -52,18 +52,6 @@ def test_further_sigterms_change_nothing():
         assert stop.signum == signal.SIGTERM
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")  # the child does nothing that could wait for a thread
-def test_a_signal_to_a_forked_process_is_none_of_ours():
-    with StopSignal() as stop:
-        child = os.fork()
-        if not child:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        os.waitpid(child, 0)
-        time.sleep(0.1)
-        assert stop.signum == 0
-
-
 def test_in_another_thread_there_is_nothing_to_hear():
     def enter():
         with StopSignal() as stop:

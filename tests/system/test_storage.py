@@ -22,9 +22,9 @@ import resnet_jax.run.checkpoint
 from resnet_jax.errors import Interrupted, StorageError, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.files import append_line
-from resnet_jax.run.checkpoint import saved_steps, unfinished, verify, write_checksums
 from resnet_jax.run.logs import RunLog
 from resnet_jax.run.records import read_records
+from resnet_jax.run.saved import saved_steps, unfinished, verify, write_checksums
 from resnet_jax.run.workdir import create_workdir, load_config, load_inputs
 from resnet_jax.training import train
 

@@ -14,9 +14,10 @@ from resnet_jax.data import Dataset, LabelledImages, Split
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import Evaluation, Member, evaluate, read_evaluations, record
+from resnet_jax.evaluate import Evaluation, Member, evaluate, record
 from resnet_jax.models import build_model
 from resnet_jax.optim import build_optimizer, build_schedule
+from resnet_jax.run.records import read_evaluations
 from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import create_train_state
 

@@ -15,9 +15,8 @@ from resnet_jax import files
 from resnet_jax.config import Config
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import read_evaluations
 from resnet_jax.paper.analysis.responses import read_responses
-from resnet_jax.run.records import read_records, with_fields
+from resnet_jax.run.records import read_evaluations, read_records, with_fields
 from resnet_jax.run.workdir import create_workdir, load_config, load_inputs, read_source
 
 GOOD: dict[str, Any] = {

@@ -16,7 +16,7 @@ from resnet_jax.data.types import Batch
 from resnet_jax.models import cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
-from resnet_jax.steps import create_train_state, cross_entropy, make_eval_step, make_train_step, split_batch
+from resnet_jax.steps import create_train_state, cross_entropy, eval_step, make_train_step, split_batch
 from resnet_jax.training import Trainer
 
 RANDOM = np.random.RandomState(0)
@@ -133,7 +133,7 @@ def test_the_smoothed_loss_is_minimized_and_reported_and_not_that_of_the_evaluat
     assert report.metrics.count == 4
     assert report.gradient_norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
     assert report.skipped == 0
-    evaluated = make_eval_step(model)(state, batch)
+    evaluated = eval_step(state, batch, model=model)
     assert evaluated.loss.sum() == pytest.approx(-np.log(probabilities)[np.arange(4), labels].sum(), rel=1e-5)
 
 

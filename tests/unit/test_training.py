@@ -21,9 +21,10 @@ from resnet_jax.errors import DivergedError, Interrupted, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.models import abstract_variables, vgg
 from resnet_jax.optim import build_optimizer, build_schedule
-from resnet_jax.run.checkpoint import Checkpoints, best_step, restore, saved_steps
+from resnet_jax.run.checkpoint import Checkpoints, restore
 from resnet_jax.run.logs import RunLog
 from resnet_jax.run.records import read_records
+from resnet_jax.run.saved import best_step, saved_steps
 from resnet_jax.steps import TrainState, create_train_state, make_train_step, make_train_steps
 from resnet_jax.training import train
 
@@ -284,7 +285,8 @@ def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
 
     small = TrainState(np.int32(3), {"fc6": np.ones(2)}, {}, ())
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small, wait=True)
+    checkpoints.save(small)
+    checkpoints.wait()
     restored = restore(tmp_path, jax.tree.map(jax.numpy.asarray, small))
     assert restored.batch_stats == {}
     np.testing.assert_array_equal(restored.params["fc6"], 1)

@@ -18,15 +18,14 @@ from resnet_jax.errors import UserError
 from resnet_jax.inference.load import load
 from resnet_jax.models import abstract_variables, build_model
 from resnet_jax.models.stacking import is_stacked, unstack_blocks
-from resnet_jax.run.checkpoint import (
+from resnet_jax.run.checkpoint import Checkpoints, restore
+from resnet_jax.run.saved import (
     CHECKSUMS,
     METADATA,
-    Checkpoints,
     accept,
     best_step,
     mark_evaluated,
     recover,
-    restore,
     saved_steps,
     unfinished,
     verify,
@@ -177,7 +176,8 @@ def test_the_newest_intact_checkpoint_is_used(workdir, damage, capsys):
     assert recover(workdir) == [f"the checkpoint of step 12 is gone from {workdir / 'checkpoints'}"]
     # The step can be saved again.
     checkpoints = Checkpoints(workdir, keep=3)
-    checkpoints.save(state_of(12), wait=True)
+    checkpoints.save(state_of(12))
+    checkpoints.wait()
     assert_is(restore(workdir, state_of(0)), 12)
 
 
@@ -244,7 +244,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(workdir, mon
         checkpoints.close()
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr("resnet_jax.run.checkpoint._sha256", removed)
+    monkeypatch.setattr("resnet_jax.run.saved._sha256", removed)
     assert_is(restore(workdir, state_of(0)), 16)
 
 

@@ -14,14 +14,14 @@ from resnet_jax.run.records import read_records
 EVALUATED = Metrics(
     np.array([20.0, 60]), {"error": np.array([10, 20]), "top5_error": np.array([2, 3])}, np.array([40, 60])
 )
-NUMBERS = {"learning_rate": 0.1, "gradient_norm": 2.0, "images_per_second": 1234.56}
+NUMBERS = {"learning_rate": 0.1, "gradient_norm": 2.0, "images_per_second": 1234.6}
 RECORDED = {"loss": pytest.approx(0.8), "error": 30.0, "images": 100}
 
 
 def run_log(workdir, *, num_classes=10, skipped=None, step=0, **options):
     with RunLog(workdir, step=step, steps=1000, num_classes=num_classes, **options) as log:
         log.start(step)
-        log.train(step + 5, EVALUATED, skipped=skipped, **NUMBERS)
+        log.train(step + 5, EVALUATED, NUMBERS if skipped is None else {**NUMBERS, "skipped": skipped})
         log.evaluations(step + 10, {"test": EVALUATED})
         log.draw_curves()
     records = [record for record in read_records(workdir) if record["kind"] != "start"]
@@ -32,7 +32,7 @@ def run_log(workdir, *, num_classes=10, skipped=None, step=0, **options):
 def test_records_and_lines(tmp_path, capsys, num_classes, top5):
     errors, printed = ({"top5_error": 5.0}, "  top-5 5.00 %") if top5 else ({}, "")  # of few classes it says little
     assert run_log(tmp_path, num_classes=num_classes) == [
-        {"kind": "train", "step": 5, **RECORDED, **errors, **NUMBERS, "images_per_second": 1234.6},
+        {"kind": "train", "step": 5, **RECORDED, **errors, **NUMBERS},
         {"kind": "test", "step": 10, **RECORDED, **errors},
     ]
     assert capsys.readouterr().out.splitlines()[1:] == [
@@ -86,7 +86,7 @@ def test_other_processes_write_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Log() as log:
         log.start(0)
-        log.train(5, EVALUATED, **NUMBERS)
+        log.train(5, EVALUATED, NUMBERS)
         log.evaluations(10, {"test": EVALUATED})
         log.draw_curves()
         log.say("progress")
