@@ -312,7 +312,8 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
         if results is None:
             raise _interrupted(workdir, step, stop)
         with hosts.all_hosts():
-            if hosts.is_first() and state is saved:  # else what the schedule "plateau" learned from it is not saved yet
+            # What the schedule "plateau" learned is saved with a later step, if there is one.
+            if hosts.is_first() and (state is saved or step == config.steps):
                 mark_evaluated(workdir, step)
         monitor.restart_clock()
     finite = jax.jit(finite_parts)
