@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -28,6 +29,17 @@ _STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def run_command(command: Callable[[Sequence[str]], int]) -> None:
     """Call command(arguments) and exit with its code; a CommandError is printed as one line."""
+    try:
+        _run(command)
+    except Exception:  # a bug
+        jax = sys.modules.get("jax")
+        if jax is None or not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        os._exit(1)  # JAX would wait for the other processes, and they for this one in a step
+
+
+def _run(command: Callable[[Sequence[str]], int]) -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it also raises
     try:
         code = command(sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +72,7 @@ class Batches:
         """End the worker processes; a second call does nothing."""
         if self._iterator is None:
             return
-        self._iterator.close()
+        with contextlib.suppress(RuntimeError, OSError, EOFError):  # of a worker that was killed, which __next__ tells
+            self._iterator.close()
         self._iterator = None
         gc.collect()  # grain's iterators are cycles, and hold the last batch in shared memory

@@ -7,8 +7,11 @@ import runpy
 import subprocess
 import sys
 
+import jax  # noqa: F401 (patched by name)
 import pytest
 from paths import ROOT
+
+from resnet_jax.cli.arguments import run_command
 
 SMALL = (
     "--run.steps 3 --model.depth 8 --model.bn-group-size 8 --data.batch-size 8 --run.log-every 1"
@@ -124,3 +127,19 @@ def test_a_reader_that_has_seen_enough():
         process.stdout.close()  # as head does
         assert process.stderr.read() == b""
     assert process.returncode == 141  # as a shell reports SIGPIPE
+
+
+def test_a_bug_in_one_of_several_processes_ends_it_at_once(monkeypatch, capsys):
+    """Otherwise JAX would wait for the goodbye of the others, which wait for this one in a step."""
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+
+    def fail(arguments):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        run_command(fail)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    run_command(fail)
+    assert left == [1]
+    assert "KeyError: 'a bug'" in capsys.readouterr().err
