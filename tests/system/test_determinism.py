@@ -62,6 +62,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_streamed_images_twice_from_one_seed(tmp_path, folder):
     data = DataConfig(
         name="folder",

@@ -29,7 +29,10 @@ def double_precision():
         yield
 
 
-@pytest.mark.parametrize("key", LARGE_NETWORKS)
+SLOW = ("resnet152", "vgg19")
+
+
+@pytest.mark.parametrize("key", [pytest.param(key, marks=[pytest.mark.slow] * (key in SLOW)) for key in LARGE_NETWORKS])
 def test_evaluation(golden, key):
     assert_evaluation_close(golden, key)
 

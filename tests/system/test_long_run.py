@@ -92,6 +92,7 @@ def test_a_process_is_seen_with_its_children():
     assert look(process.pid) is None
 
 
+@pytest.mark.slow
 def test_a_short_run_opens_no_more_and_more_files_and_threads(tmp_path):
     # Often enough for a leak to be seen.
     often = ["--run.log-every", "10", "--run.eval-every", "20", "--run.save-every", "20"]

@@ -50,6 +50,7 @@ def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
     assert train(tuned).mean_loss == pytest.approx(metrics.mean_loss, rel=0.5)  # it began where the other ended
 
 
+@pytest.mark.slow
 def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
     optim = {"warmup": "error", "warmup_error": 60.0, "warmup_learning_rate": 0.01, "boundaries": ()}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -64,6 +65,7 @@ def test_the_measured_warm_up_is_part_of_the_state(tmp_path):
     assert_same_bits(saved_state(whole, config), saved_state(parts, config))
 
 
+@pytest.mark.slow
 def test_what_a_plateau_learns_in_a_missed_evaluation_is_not_lost(tmp_path, monkeypatch):
     """A signal in the evaluation after step 6; the run goes on, is killed before its next checkpoint, and goes on."""
 
