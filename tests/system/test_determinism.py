@@ -103,6 +103,7 @@ def test_another_seed_gives_other_weights_another_order_and_other_crops(tmp_path
     assert (one[2] != other[2]).any(1).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits_with_a_cold_and_with_a_warm_cache(tmp_path):
     overrides = (
         "--run.steps 6 --run.log-every 2 --run.save-every 6 --run.eval-every 6 --model.depth 8"

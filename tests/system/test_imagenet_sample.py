@@ -79,7 +79,7 @@ def few(tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "count", "steps"),
     [
-        ("few", 10, 20),
+        pytest.param("few", 10, 20, marks=pytest.mark.slow),
         pytest.param("folder", 100, 60, marks=pytest.mark.slow),
         pytest.param("packed", 100, 60, marks=pytest.mark.slow),
     ],

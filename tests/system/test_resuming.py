@@ -22,6 +22,7 @@ def dataset():
         yield
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_blocks_in_a_loop_and_back(tmp_path):
     def config(scan_blocks, steps):
         run = make_config(tmp_path / "run", steps=steps)
