@@ -143,8 +143,9 @@ def test_every_file_of_a_checkpoint_is_watched(workdir, damage):
         damage(path)
         found = verify(workdir, 12)
         assert found is not None, path
-        assert path.name == CHECKSUMS or path.relative_to(folder).as_posix() in str(found)
-        assert ("is missing" in str(found)) == (damage is remove)
+        if path.name != CHECKSUMS:  # which a flipped bit may make name another file
+            assert path.relative_to(folder).as_posix() in str(found)
+            assert ("is missing" in str(found)) == (damage is remove)
         path.write_bytes(whole)
     assert verify(workdir, 12) is None
 
