@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from paths import ROOT, SHARED, TESTS
@@ -28,6 +29,15 @@ def cifar10_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, UNPACK, folder], check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Let JAX compute in float64, as the golden values were."""
+    import jax  # here, after the environment is set
+
+    with jax.enable_x64(True):
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

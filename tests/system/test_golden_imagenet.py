@@ -16,17 +16,13 @@ from paths import TESTS
 
 from resnet_jax.models import create_model
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 
 @pytest.fixture(scope="module")
 def golden():
     with np.load(TESTS / "golden" / "imagenet.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 SLOW = ("resnet152", "vgg19")

@@ -20,16 +20,13 @@ CASES = [("none", "groups"), ("A", "groups"), ("B", "groups"), ("C", "groups"), 
 FORMS_OF_CASES = [(*case, "plain") for case in CASES] + [("C", "groups", "fast")]
 
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
+
 @pytest.fixture(scope="module")
 def golden():
     with np.load(TESTS / "golden" / "cifar_resnet20.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 def build(shortcut, **options):

@@ -3,7 +3,6 @@
 The large ones are in tests/system.
 """
 
-import jax
 import numpy as np
 import pytest
 from golden.compare import assert_evaluation_close
@@ -12,17 +11,13 @@ from paths import TESTS
 
 from resnet_jax.models import create_model
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 
 @pytest.fixture(scope="module")
 def golden():
     with np.load(TESTS / "golden" / "imagenet.npz") as file:
         return dict(file)
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize("key", [key for key in IMAGENET_RESNETS if key not in LARGE_NETWORKS])
