@@ -23,6 +23,7 @@ from resnet_jax.errors import UserError, did_you_mean
 T = TypeVar("T")
 Share = Annotated[float, Ge(0), Lt(1)]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
+Precision = Literal["default", "high", "highest"]
 Text = Annotated[str, pydantic.StringConstraints(pattern=r"^[^\x00]*$")]  # UTF-8, as that of config.json
 
 _FREE, _RESIDENT, _STREAMED = "free on resume", "resident", "streamed"
@@ -145,6 +146,9 @@ class OptimConfig:
     accumulation_steps: FreeOnResume[PositiveInt] = 1
     """Parts that a batch is computed in, one after the other, to save memory: their gradients are averaged, and so are
     their BN statistics. It changes no result beyond rounding if the parts are whole BN groups."""
+    precision: Precision = "default"
+    """How training multiplies float32. default: as fast as the device can (TF32 on NVIDIA GPUs, one pass of bfloat16
+    on TPUs, float32 on CPUs); high: TF32, three passes, float32; highest: float32 everywhere, as evaluation always."""
 
 
 @dataclasses.dataclass(frozen=True)

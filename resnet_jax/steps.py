@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import optax
 from chex import ArrayTree
 
+from resnet_jax.config import Precision
 from resnet_jax.data.resident import DeviceSplit, Sampler
 from resnet_jax.data.types import Batch, HostBatch
 from resnet_jax.metrics import Metrics, StepMetrics, StepsReport, compute_metrics
 from resnet_jax.models import Model
+from resnet_jax.models.precision import full_float32, precision_of_training
 from resnet_jax.optim import current_learning_rate
 
 
@@ -92,11 +94,18 @@ def loss_fn(
 
 
 def compute_gradients(
-    state: TrainState, batch: Batch, dropout_key: jax.Array, *, model: Model, label_smoothing: float = 0.0
+    state: TrainState,
+    batch: Batch,
+    dropout_key: jax.Array,
+    *,
+    model: Model,
+    label_smoothing: float = 0.0,
+    precision: Precision = "default",
 ) -> Computed:
     """Differentiate the mean loss of a batch."""
-    loss = partial(loss_fn, model=model, label_smoothing=label_smoothing)
-    grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params, state.batch_stats, batch, dropout_key)
+    gradient = jax.grad(partial(loss_fn, model=model, label_smoothing=label_smoothing), has_aux=True)
+    with precision_of_training(precision):
+        grads, (metrics, batch_stats) = gradient(state.params, state.batch_stats, batch, dropout_key)
     return Computed(grads, metrics, batch_stats)
 
 
@@ -181,9 +190,10 @@ def train_step(
 
 
 def eval_step(state: TrainState, batch: Batch, *, model: Model) -> Metrics:
-    """Classify one batch by the running statistics; return sums by class."""
+    """Classify one batch by the running statistics, in full float32; return sums by class."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits: Any = model.apply(variables, batch.images, train=False)
+    with full_float32():
+        logits: Any = model.apply(variables, batch.images, train=False)
     return compute_metrics(logits, cross_entropy(logits, batch.labels), batch.labels, batch.mask)
 
 
@@ -198,6 +208,7 @@ def make_train_step(
     *,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
+    precision: Precision = "default",
 ) -> TrainStep:
     """Return train_step(state, batch) -> (state, StepMetrics).
 
@@ -207,8 +218,11 @@ def make_train_step(
         one that is minimized.
       accumulation_steps: parts that the batch is computed in; see accumulate(). Without BN groups (None) each part has
         statistics of its own.
+      precision: of convolutions and matrix products, forward and backward; see OptimConfig.
     """
-    compute: ComputeGradients = partial(compute_gradients, model=model, label_smoothing=label_smoothing)
+    compute: ComputeGradients = partial(
+        compute_gradients, model=model, label_smoothing=label_smoothing, precision=precision
+    )
     if accumulation_steps > 1:
         compute = accumulate(compute, accumulation_steps, model.bn_group_size or 1)
     return partial(train_step, compute=compute, optimizer=optimizer, schedule=schedule, dropout_key=dropout_key)

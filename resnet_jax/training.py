@@ -125,6 +125,7 @@ class Trainer:
             jax.random.fold_in(key, 2),
             label_smoothing=config.optim.label_smoothing,
             accumulation_steps=config.optim.accumulation_steps,
+            precision=config.optim.precision,
         )
         self.eval_step = partial(eval_step, model=self.model)
         self.data: TrainingData

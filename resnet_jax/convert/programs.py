@@ -17,6 +17,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.errors import CommandError, UserError, optional, reason
 from resnet_jax.files import atomic_write
 from resnet_jax.inference.load import Trained
+from resnet_jax.models.precision import full_float32
 
 _TOLERANCE = 1e-4  # of the largest logit: room for float32 sums in another order, and for nothing else
 _BATCH_SIZES = (1, 7)
@@ -26,7 +27,9 @@ Classify = Callable[[Any], Any]  # RGB uint8 [N, H, W, 3] -> logits float32 [N, 
 
 
 def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: Path) -> float:
-    """Write a network with its weights and normalization, computing in float32 whatever its dtype, for any batch size.
+    """Write a network with its weights and normalization, for any batch size; it computes in full float32.
+
+    So it does whatever the dtype of the network, and on every device.
 
     StableHLO is for CPU, NVIDIA GPU and TPU, and is used with jax (and flatbuffers, which jax.export needs):
 
@@ -47,7 +50,8 @@ def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: P
         variables, (mean, std) = jax.device_get((variables, tuple(inputs.preprocessing)))  # constants of the program
 
         def classify(images: jax.Array) -> Any:
-            return model.apply(variables, normalize(images, mean, std), train=False)
+            with full_float32():
+                return model.apply(variables, normalize(images, mean, std), train=False)
 
         (batch,) = jax.export.symbolic_shape("b")
         content = serialize(classify, jax.ShapeDtypeStruct((batch, *inputs.image_shape), jnp.uint8))

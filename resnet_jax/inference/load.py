@@ -33,7 +33,10 @@ class Origin:
 
 
 class Trained(NamedTuple):
-    """A network with its weights: `model.apply(variables, preprocess(images, origin), train=False)`."""
+    """A network with its weights: `model.apply(variables, preprocess(images, origin), train=False)`.
+
+    On GPUs and TPUs that rounds products unless it is inside `jax.default_matmul_precision("highest")`, as eval.py is.
+    """
 
     model: Model
     variables: dict[str, Any]

@@ -20,6 +20,7 @@ from resnet_jax.data.views import Protocol, views
 from resnet_jax.inference.load import Trained
 from resnet_jax.models.cpu_conv import for_this_backend
 from resnet_jax.models.fully_convolutional import fully_convolutional_logits
+from resnet_jax.models.precision import full_float32
 from resnet_jax.parallel.devices import cores, make_shardings
 
 _RUN_AHEAD = 2  # batches that the host may be ahead of the device
@@ -136,10 +137,11 @@ def _make_logits(trained: Trained, protocol: Protocol) -> Callable[[_Batch], jax
         outputs: list[Any] = []
         for flip in (False, True) if protocol.flipped else (False,):
             x = normalize(_mirror(images, sizes) if flip else images, *preprocessing)
-            if protocol.fully_convolutional:
-                outputs.append(fully_convolutional_logits(model, variables, x, extents, protocol.input_size))
-            else:
-                outputs.append(model.apply(variables, x, train=False))
+            with full_float32():
+                if protocol.fully_convolutional:
+                    outputs.append(fully_convolutional_logits(model, variables, x, extents, protocol.input_size))
+                else:
+                    outputs.append(model.apply(variables, x, train=False))
         return jnp.stack(outputs)
 
     return lambda batch: of_views(variables, *jax.device_put((batch.images, batch.sizes), by_image))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from resnet_jax.models.precision import full_float32
 from resnet_jax.models.resnet import ResNet
 
 
@@ -31,7 +32,8 @@ def recalibrate_bn(model: ResNet, variables: dict[str, Any], batches: Iterable[j
 
     @jax.jit
     def add(total: Any, images: jax.Array) -> Any:
-        _, updates = last_only.apply(variables, images, train=True, mutable=["batch_stats"])
+        with full_float32():
+            _, updates = last_only.apply(variables, images, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda a, b: a + len(images) * b, total, updates["batch_stats"])
 
     total = jax.tree.map(jax.numpy.zeros_like, variables["batch_stats"])

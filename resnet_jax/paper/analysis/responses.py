@@ -27,6 +27,7 @@ from resnet_jax.inference.load import load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.precision import full_float32
 from resnet_jax.paper.artefact import format_table
 from resnet_jax.parallel.devices import make_shardings
 from resnet_jax.run.workdir import load_config
@@ -103,7 +104,7 @@ def make_moments(model: Model) -> Callable[[Any, jax.Array, jax.Array], dict[str
                 conv = convolved = None  # inside a loop over blocks they are not to outlive it
             return output
 
-        with nn.intercept_methods(capture):
+        with full_float32(), nn.intercept_methods(capture):
             _, updates = model.apply(variables, images, train=False, mutable=["responses"])
         return updates["responses"]
 
