@@ -165,8 +165,8 @@ class RunConfig:
     seed: Seed = 0
     """Of the initialization, the order of the images and the augmentation."""
     steps_per_dispatch: FreeOnResume[PositiveInt | None] = None
-    """Most training steps in one dispatch to the device; None: as many as fit between log lines and take some
-    seconds. It changes no result."""
+    """Most training steps in one dispatch to the device; None: on accelerators 20, on a CPU as many as fit between log
+    lines and take some seconds. It changes no result."""
     log_every: FreeOnResume[PositiveInt] = 100
     """Steps between log lines."""
     eval_every: FreeOnResume[PositiveInt] = 1_000

@@ -35,7 +35,7 @@ from resnet_jax.models.cpu_conv import for_this_backend
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
 from resnet_jax.parallel import hosts
-from resnet_jax.parallel.devices import description, make_shardings
+from resnet_jax.parallel.devices import compiler_options, counts_steps, description, make_shardings
 from resnet_jax.parallel.signals import StopSignal
 from resnet_jax.run.checkpoint import Checkpoints, read_state
 from resnet_jax.run.lock import lock
@@ -53,6 +53,7 @@ from resnet_jax.steps import (
     make_train_steps,
 )
 
+_COUNTED_STEPS = 20  # in a dispatch to an accelerator: enough to keep it busy while the host reads their report
 Results = dict[str, Metrics]  # of the held-out splits
 
 
@@ -136,17 +137,19 @@ class Trainer:
                 config.data,
                 inputs.preprocessing,
                 data_key,
-                most_steps=config.run.steps_per_dispatch or config.run.log_every,
+                most_steps=_most_steps(config.run),
                 replicated=self.replicated,
                 by_image=self.by_image,
             )
-            steps = make_train_steps(self.train_step, resident.sampler)
+            steps = make_train_steps(self.train_step, resident.sampler, counted=counts_steps())
         else:
             streamed = self.data = StreamedData(
                 dataset, config.data, inputs, data_key, seed=config.run.seed, by_image=self.by_image
             )
             steps = make_streamed_step(self.train_step, streamed.to_train_batch)
-        self.train_program: Any = jax.jit(steps, donate_argnums=0, out_shardings=self.replicated)
+        self.train_program: Any = jax.jit(
+            steps, donate_argnums=0, out_shardings=self.replicated, compiler_options=compiler_options()
+        )
 
         def add_evaluation(total: Metrics, state: TrainState, arrays: Any) -> Metrics:
             return total + self.eval_step(state, self.data.to_eval_batch(arrays))
@@ -174,7 +177,10 @@ class Trainer:
         self.train_program = self.train_program.lower(state, *self.data.begin(int(state.step))).compile()
 
     def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
-        """Make `count` steps in one dispatch, without waiting for them; the buffers of `state` are used up."""
+        """Make the next `count` steps after begin() in one dispatch, data.most_steps at most, without waiting for them.
+
+        The buffers of `state` are used up.
+        """
         return self.train_program(state, *self.data.train_arrays(count))
 
     def evaluate(self, state: TrainState, split: str, stop: Callable[[], object] = lambda: False) -> Metrics | None:
@@ -190,6 +196,18 @@ class Trainer:
                 before, total = total, self._add_evaluation(total, state, arrays)
                 jax.block_until_ready(before)  # so that a signal acts soon, and few batches wait for a slow device
         return jax.device_get(total)
+
+
+def _most_steps(config: RunConfig) -> int:
+    """Return for how many steps in a dispatch the program is made.
+
+    A counted loop makes all of them even where something is due sooner, so it is short, and several fill the interval
+    between log records.
+    """
+    if config.steps_per_dispatch or not counts_steps():
+        return min(config.steps_per_dispatch or config.log_every, config.log_every)
+    dispatches = -(-config.log_every // _COUNTED_STEPS)
+    return -(-config.log_every // dispatches)
 
 
 def _train_together(config: Config) -> Metrics:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import normalize, random_crop, random_flip
@@ -36,7 +38,7 @@ class Sampler:
       num_images: size of the split.
       padding: of the random crop, in pixels; 0 for no crop.
       flip: whether images are mirrored at random.
-      most_steps: for how many steps the order is prepared at a time, at most.
+      most_steps: for how many steps the order is prepared at a time.
       sharding: of the batch over devices.
     """
 
@@ -49,22 +51,19 @@ class Sampler:
     most_steps: int = 1
     sharding: jax.sharding.Sharding | None = None
 
-    def prepare(self, step: jax.Array, count: jax.typing.ArrayLike) -> Orders:
-        """Shuffle the epochs that the steps step, ..., step + count - 1 draw from; count is at most most_steps.
+    def first_epoch(self, step: int) -> int:
+        """Return the epoch that the batch of `step` begins in."""
+        return step * self.batch_size // self.num_images
 
-        Sorting takes as long as many small steps, and is done once for all of them.
-        """
+    def orders(self, first_epoch: jax.Array) -> Orders:
+        """Shuffle the epochs that most_steps steps may draw from, if the first of them begins in `first_epoch`."""
         key, _ = jax.random.split(self.key)
         most_epochs = max(self.most_steps * self.batch_size - 2, 0) // self.num_images + 2
-        first = step * self.batch_size // self.num_images
-        last = ((step + count) * self.batch_size - 1) // self.num_images
 
-        def shuffle(i: jax.Array, permutations: jax.Array) -> jax.Array:
-            order = jax.random.permutation(jax.random.fold_in(key, first + i), self.num_images)
-            return permutations.at[i].set(order)
+        def shuffle(i: jax.Array) -> jax.Array:
+            return jax.random.permutation(jax.random.fold_in(key, first_epoch + i), self.num_images)
 
-        permutations = jnp.zeros((most_epochs, self.num_images), jnp.int32)
-        return Orders(first, jax.lax.fori_loop(0, last - first + 1, shuffle, permutations))
+        return Orders(first_epoch, jax.lax.map(shuffle, jnp.arange(most_epochs)))
 
     def indices(self, step: jax.Array, orders: Orders) -> jax.Array:
         """Return which images make up the batch of `step`: [batch_size] int32."""
@@ -119,6 +118,8 @@ class ResidentData(TrainingData):
         """
         super().__init__(dataset)
         self._on_devices: dict[str, DeviceSplit] = {}
+        self._step = 0  # the next one
+        self._orders: tuple[int, Orders] | None = None  # and the first epoch of them
         self._replicated = replicated
         self.most_steps = most_steps
         self.sampler = Sampler(
@@ -131,14 +132,17 @@ class ResidentData(TrainingData):
             most_steps=most_steps,
             sharding=by_image,
         )
+        self._shuffle = jax.jit(self.sampler.orders)
         self._eval_batch_size = round_up(config.eval_batch_size)
 
-    def begin(self, step: int) -> tuple[DeviceSplit, jax.Array]:
-        del step  # which the state holds
+    def begin(self, step: int) -> tuple[DeviceSplit, Orders, jax.Array]:
+        self._step = step
         return self.train_arrays(0)
 
-    def train_arrays(self, count: int) -> tuple[DeviceSplit, jax.Array]:
-        return self._put("train"), jnp.int32(count)
+    def train_arrays(self, count: int) -> tuple[DeviceSplit, Orders, jax.Array]:
+        orders = self._prepare(self.sampler.first_epoch(self._step))
+        self._step += count
+        return self._put("train"), orders, jnp.int32(count)
 
     def eval_arrays(self, split: str) -> Generator[tuple[DeviceSplit, jax.Array], None, None]:
         on_devices = self._put(split)
@@ -153,8 +157,25 @@ class ResidentData(TrainingData):
         images, labels = self.sampler.take(split, jnp.minimum(positions, last))
         return Batch(images, labels, positions <= last)
 
+    def _prepare(self, first_epoch: int) -> Orders:
+        """Shuffle on the host: its CPU sorts while the devices train, and a TPU's sort takes a minute to compile."""
+        if self._orders is None or self._orders[0] != first_epoch:
+            with jax.default_device(_cpu()):
+                orders = jax.device_get(self._shuffle(np.int32(first_epoch)))
+            place = partial(jax.make_array_from_process_local_data, self._replicated)
+            self._orders = first_epoch, jax.tree.map(place, orders)
+        return self._orders[1]
+
     def _put(self, name: str) -> DeviceSplit:
         if name not in self._on_devices:
             split = self.splits[name]
             self._on_devices[name] = jax.device_put((split.images, split.labels), self._replicated)
         return self._on_devices[name]
+
+
+def _cpu() -> jax.Device:
+    """Return a CPU of this process, unless the user has set JAX_PLATFORMS to something without one."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]

@@ -63,6 +63,23 @@ def round_up(images: int) -> int:
     return images + -images % jax.device_count()
 
 
+def counts_steps() -> bool:
+    """Tell whether the loop over steps has a fixed length: on accelerators, not on a CPU, whose steps take long."""
+    return jax.default_backend() != "cpu"
+
+
+# CUDA graphs of XLA also for convolutions and whole loops; the option replaces XLA's own list.
+_COMMAND_BUFFERS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE"
+
+
+def compiler_options() -> dict[str, str]:
+    """Return the options of XLA that a loop of training steps is compiled with; what the user has set stays."""
+    name = "xla_gpu_enable_command_buffer"
+    if jax.default_backend() not in ("gpu", "cuda") or name in os.environ.get("XLA_FLAGS", ""):
+        return {}
+    return {name: _COMMAND_BUFFERS}
+
+
 def processor() -> str:
     """Return the name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")  # on Linux; platform.processor() knows nothing there

@@ -13,6 +13,7 @@ from resnet_jax.config import Config, RunConfig
 from resnet_jax.data.types import TrainingData
 from resnet_jax.errors import BrokenDataError
 from resnet_jax.metrics import Metrics, StepMetrics, StepsReport
+from resnet_jax.parallel.devices import counts_steps
 from resnet_jax.run.logs import Log
 
 _RUN_AHEAD = 1  # dispatches that the host may be ahead of the device: enough to keep it busy
@@ -76,7 +77,7 @@ class Monitor:
         """Return how many steps the dispatch after `step` should make at most: up to the next log record."""
         every = self._config.run.log_every
         most = min(self._data.most_steps, every - step % every)
-        if self._config.run.steps_per_dispatch or jax.process_count() > 1:  # their clocks differ
+        if self._config.run.steps_per_dispatch or counts_steps() or jax.process_count() > 1:  # their clocks differ
             return most
         return min(most, max(1, int(_SECONDS_OF_A_DISPATCH / self._seconds_per_step)))
 

@@ -93,7 +93,7 @@ def test_another_seed_gives_other_weights_another_order_and_other_crops(tmp_path
         trainer = Trainer(config, inputs, Dataset("numbered", split, split, inputs.class_names))
         assert isinstance(trainer.data, ResidentData)
         sampler, on_device = trainer.data.sampler, (jnp.array(images), jnp.arange(100))
-        batch = jax.jit(lambda: sampler.sample(on_device, jnp.int32(0), sampler.prepare(jnp.int32(0), jnp.int32(1))))()
+        batch = jax.jit(lambda: sampler.sample(on_device, jnp.int32(0), sampler.orders(jnp.int32(0))))()
         kernels = [leaf for leaf in jax.tree.leaves(trainer.initial_state().params) if leaf.ndim > 1]
         return kernels, batch.labels, np.asarray(batch.images[..., 0] > 0).reshape(64, -1)
 
@@ -140,7 +140,10 @@ def test_what_is_not_deterministic_on_a_gpu(family, depth, pools):
     train_steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
     state = jax.eval_shape(lambda v: create_train_state(optimizer, v), abstract_variables(model, (32, 32, 3)))
     split = jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32)
-    program = jax.jit(train_steps).trace(state, split, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
+    orders = jax.eval_shape(sampler.orders, jnp.int32(0))
+    program = (
+        jax.jit(train_steps).trace(state, split, orders, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
+    )
     assert len(re.findall(r"stablehlo\.select_and_scatter", program)) == pools
     # Additions to one place in an order that varies: none but one logit of each image, for the loss and its gradient.
     scatters = re.findall(r"stablehlo\.scatter\"?\(.*", program)

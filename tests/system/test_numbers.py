@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_folders import write_folder
 
-from resnet_jax import steps
+from resnet_jax import gradients, steps
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs, load_data
@@ -20,6 +20,7 @@ from resnet_jax.data.sources.image_folder import load_image_folder
 from resnet_jax.data.types import Batch, Inputs, Preprocessing
 from resnet_jax.errors import BrokenDataError, DivergedError, UserError
 from resnet_jax.evaluate import evaluate
+from resnet_jax.gradients import cross_entropy
 from resnet_jax.models import BatchNorm, ResNet, cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
@@ -27,7 +28,7 @@ from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
 from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_inputs
-from resnet_jax.steps import create_train_state, cross_entropy, finite_parts, make_train_step
+from resnet_jax.steps import create_train_state, finite_parts, make_train_step
 from resnet_jax.training import Trainer, train
 
 NAN, INF = float("nan"), float("inf")
@@ -115,22 +116,22 @@ def make_explosive(value):
 
 def poison(monkeypatch, what, value, *, at=4):
     """Make the images, the gradient alone, or what the update leaves in a part of the state not finite in step `at`."""
-    make, loss, now = steps.make_train_step, steps.cross_entropy, []
+    make, loss, now = steps.make_train_step, gradients.cross_entropy, []
 
-    def make_poisoned(*args, **options):
-        train_step = make(*args, **options)
-
-        def poisoned(state, batch):
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Poisoned(steps.TrainStep):
+        def __call__(self, state, batch):
             now[:] = [state.step == at - 1]
             if what == "loss":
                 batch = batch._replace(images=jnp.where(now[0], value, batch.images))
-            after, report = train_step(state, batch)
+            after, report = super().__call__(state, batch)
             if what in ("params", "batch_stats", "opt_state"):
                 part = jax.tree.map(lambda x: jnp.where(now[0], value, x) if x.ndim else x, getattr(after, what))
                 after = dataclasses.replace(after, **{what: part})
             return after, report
 
-        return poisoned
+    def make_poisoned(*args, **options):
+        return Poisoned(**vars(make(*args, **options)))
 
     def poisoned_loss(logits, labels, *smoothing):
         losses = loss(logits, labels, *smoothing)
@@ -139,7 +140,7 @@ def poison(monkeypatch, what, value, *, at=4):
         return losses
 
     monkeypatch.setattr("resnet_jax.training.make_train_step", make_poisoned)
-    monkeypatch.setattr("resnet_jax.steps.cross_entropy", poisoned_loss)
+    monkeypatch.setattr("resnet_jax.gradients.cross_entropy", poisoned_loss)
 
 
 # Every one with a checkpoint due at the step itself, 4.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ import numpy as np
 import optax
 import pytest
 
+from resnet_jax import training
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.data.types import Batch
+from resnet_jax.gradients import cross_entropy, split_batch
 from resnet_jax.models import cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
-from resnet_jax.steps import create_train_state, cross_entropy, eval_step, make_train_step, split_batch
+from resnet_jax.steps import create_train_state, eval_step, make_train_step
 from resnet_jax.training import Trainer
 
 RANDOM = np.random.RandomState(0)
@@ -39,9 +42,18 @@ def trainer():
     return make_trainer(CONFIG)
 
 
+@pytest.fixture(scope="module")
+def counting():
+    """As on an accelerator: the loop always makes the same number of steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "counts_steps", lambda: True)
+        return make_trainer(CONFIG)
+
+
 def run(trainer, *counts):
     """The state and the history after dispatches of so many steps."""
     state, histories = trainer.initial_state(), []
+    trainer.data.begin(0)
     for count in counts:
         state, report = trainer.train(state, count)
         assert report.steps == count
@@ -52,6 +64,26 @@ def run(trainer, *counts):
 @pytest.mark.parametrize("counts", [(9,), (4, 5), (1, 7, 1)])
 def test_k_steps_leave_the_bits_of_single_steps(trainer, counts):
     jax.tree.map(np.testing.assert_array_equal, run(trainer, *counts), run(trainer, *[1] * 9))
+
+
+@pytest.mark.parametrize("counts", [(9,), (4, 5), (1, 7, 1)])
+def test_a_counted_loop_makes_no_more_steps_than_it_is_told(trainer, counting, counts):
+    program = counting.train_program.lower(counting.initial_state(), *counting.data.begin(0)).compile().as_text()
+    assert 'known_trip_count":{"n":"9"}' in program
+    found = run(counting, *counts)
+    jax.tree.map(np.testing.assert_array_equal, found, run(counting, *[1] * 9))
+    # Another program than the one on a CPU; a step on 8 images of 8x8 pixels makes 1e-7 a few times larger.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, run(trainer, 9))
+
+
+@pytest.mark.parametrize(
+    ("log_every", "steps_per_dispatch", "steps"),
+    [(100, None, 20), (50, None, 17), (97, None, 20), (9, None, 9), (50, 30, 30), (9, 30, 9)],
+)
+def test_dispatches_of_a_counted_loop_fill_the_interval_of_the_log(monkeypatch, log_every, steps_per_dispatch, steps):
+    monkeypatch.setattr(training, "counts_steps", lambda: True)
+    run_config = RunConfig(log_every=log_every, steps_per_dispatch=steps_per_dispatch)
+    assert make_trainer(dataclasses.replace(CONFIG, run=run_config)).data.most_steps == steps
 
 
 def test_the_history_has_every_step(trainer):
@@ -67,7 +99,9 @@ def test_no_more_steps_than_are_prepared(trainer):
     assert (report.steps, state.step) == (9, 9)
 
 
-def test_the_loop_ends_after_a_step_that_is_not_finite():
+@pytest.mark.parametrize("counted", [False, True])
+def test_nothing_changes_after_a_step_that_is_not_finite(monkeypatch, counted):
+    monkeypatch.setattr(training, "counts_steps", lambda: counted)
     optim = OptimConfig(learning_rate=1e30, boundaries=())
     broken = make_trainer(dataclasses.replace(CONFIG, optim=optim))
     state, report = broken.train(broken.initial_state(), 9)

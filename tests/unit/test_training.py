@@ -101,6 +101,20 @@ def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(finished, tmp_p
     assert (workdir / "metrics.jsonl").read_text() != ""
 
 
+def test_an_accelerator_makes_the_same_run_in_dispatches_of_one_length(finished, tmp_path, monkeypatch):
+    """Also where something is due within one; its program is another one, so only rounding may differ."""
+    for module in ("resnet_jax.training", "resnet_jax.run.monitor"):
+        monkeypatch.setattr(f"{module}.counts_steps", lambda: True)
+    metrics = train(make_config(tmp_path / "run"))
+    records, expected = (without_times(read_records(path)) for path in (tmp_path / "run", finished[0]))
+    assert [(r["kind"], r["step"], r.get("images")) for r in records] == [
+        (r["kind"], r["step"], r.get("images")) for r in expected
+    ]
+    assert metrics.mean_loss == pytest.approx(finished[1].mean_loss, rel=1e-3)
+    states = (saved_state(path, make_config(path)) for path in (tmp_path / "run", finished[0]))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), *states)
+
+
 def test_a_finished_run_is_only_evaluated_again(finished):
     workdir, metrics = finished
     before = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints").rglob("*")}
@@ -280,7 +294,7 @@ def test_a_network_without_bn_but_with_dropout_trains_too(tmp_path):
     steps = make_train_steps(make_train_step(model, optimizer, schedule, jax.random.key(1)), sampler)
     state = jax.eval_shape(partial(create_train_state, optimizer), abstract_variables(model, (32, 32, 3)))
     split = (jax.ShapeDtypeStruct((9, 32, 32, 3), np.uint8), jax.ShapeDtypeStruct((9,), np.int32))
-    after, _ = jax.eval_shape(steps, state, split, jax.numpy.int32(1))
+    after, _ = jax.eval_shape(steps, state, split, jax.eval_shape(sampler.orders, np.int32(0)), np.int32(1))
     assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
 
     small = TrainState(np.int32(3), {"fc6": np.ones(2)}, {}, ())

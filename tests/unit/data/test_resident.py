@@ -18,16 +18,15 @@ PLAIN = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
 
 
 @partial(jax.jit, static_argnames=("most_steps", "batch_size", "num_images"))
-def indices_on_device(key, step, count, *, most_steps, batch_size, num_images):
+def indices_on_device(key, step, *, most_steps, batch_size, num_images):
     sampler = Sampler(key, PLAIN, batch_size, num_images, padding=0, flip=False, most_steps=most_steps)
-    orders = sampler.prepare(step, count)
+    orders = sampler.orders(sampler.first_epoch(step))
     return jax.vmap(lambda i: sampler.indices(step + i, orders))(jnp.arange(most_steps))
 
 
-def indices_of(step, *, seed=0, count=1, most_steps=1, **sizes):
-    """The batches of the steps step, ..., step + count - 1."""
-    indices = indices_on_device(jax.random.key(seed), jnp.int32(step), count, most_steps=most_steps, **sizes)
-    return np.concatenate(indices[:count])
+def indices_of(step, *, seed=0, most_steps=1, **sizes):
+    """The batches of the steps step, ..., step + most_steps - 1."""
+    return np.concatenate(indices_on_device(jax.random.key(seed), jnp.int32(step), most_steps=most_steps, **sizes))
 
 
 def stream(steps, **options):
@@ -56,10 +55,8 @@ def test_the_order_is_the_same_however_many_steps_are_prepared_at_a_time(most_st
     sizes = {"batch_size": batch_size, "num_images": num_images}
     order = stream(2 * most_steps, **sizes)
     for start in range(most_steps):
-        together = indices_of(start, count=most_steps, most_steps=most_steps, **sizes)
+        together = indices_of(start, most_steps=most_steps, **sizes)
         np.testing.assert_array_equal(together, order[start * batch_size :][: most_steps * batch_size])
-    fewer = indices_of(1, count=2, most_steps=most_steps, **sizes)
-    np.testing.assert_array_equal(fewer, order[batch_size : 3 * batch_size])
 
 
 def test_the_last_step_of_the_paper_does_not_overflow():
@@ -67,6 +64,37 @@ def test_the_last_step_of_the_paper_does_not_overflow():
     assert len(set(np.asarray(indices).tolist())) > 120
     assert indices.min() >= 0
     assert indices.max() < 50_000
+
+
+def test_the_order_is_that_of_the_runs_of_before():
+    """A run goes on in the order it began with: that of jax.random.permutation, epoch by epoch, from the same keys."""
+    key = jax.random.split(jax.random.key(3))[0]
+    epochs = [jax.random.permutation(jax.random.fold_in(key, epoch), 23) for epoch in range(5)]
+    order = stream(14, seed=3, batch_size=7, num_images=23)
+    np.testing.assert_array_equal(order, np.concatenate(epochs)[: len(order)])
+
+
+def make_data(split, *, most_steps=1, **config):
+    replicated, by_image = make_shardings()
+    dataset = Dataset("numbered", split, split, tuple("abcdefghij"))
+    options = {"most_steps": most_steps, "replicated": replicated, "by_image": by_image}
+    return ResidentData(dataset, DataConfig(**config), PLAIN, jax.random.key(0), **options)
+
+
+def test_the_host_prepares_what_each_dispatch_draws_from():
+    """From wherever a run goes on, whatever the dispatches are, also beyond the end of an epoch."""
+    images, labels = make_split(10)
+    data = make_data(Split(images, labels), most_steps=4, batch_size=8)
+    for begin, counts in ((0, (4, 4, 1, 3)), (7, (2, 4))):
+        data.begin(begin)
+        step = begin
+        for count in counts:
+            _, orders, most = data.train_arrays(count)
+            assert most == count
+            for _ in range(count):
+                expected = indices_of(step, batch_size=8, num_images=10)
+                np.testing.assert_array_equal(data.sampler.indices(jnp.int32(step), orders), expected)
+                step += 1
 
 
 def make_split(count):
@@ -77,7 +105,7 @@ def make_split(count):
 def make_sample(preprocessing=PLAIN, **options):
     """A function of (split, step) alone."""
     sampler = Sampler(jax.random.key(0), preprocessing, **options)
-    return jax.jit(lambda split, step: sampler.sample(split, step, sampler.prepare(step, 1)))
+    return jax.jit(lambda split, step: sampler.sample(split, step, sampler.orders(sampler.first_epoch(step))))
 
 
 def test_labels_stay_with_their_images():
@@ -106,12 +134,7 @@ def test_padding_is_zero_after_normalization():
 @pytest.mark.parametrize("batch_size", [4, 10, 16])
 def test_evaluation_sees_every_image_exactly_once(batch_size):
     split = make_split(10)
-    dataset = Dataset("numbered", Split(*split), Split(*split), tuple("abcdefghij"))
-    replicated, by_image = make_shardings()
-    config = DataConfig(batch_size=8, eval_batch_size=batch_size)
-    data = ResidentData(
-        dataset, config, PLAIN, jax.random.key(0), most_steps=1, replicated=replicated, by_image=by_image
-    )
+    data = make_data(Split(*split), batch_size=8, eval_batch_size=batch_size)
     batches = [jax.jit(data.to_eval_batch)(arrays) for arrays in data.eval_arrays("test")]
     labels = np.concatenate([batch.labels[batch.mask] for batch in batches])
     np.testing.assert_array_equal(labels, np.arange(10))

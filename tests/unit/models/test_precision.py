@@ -180,7 +180,7 @@ def test_nothing_else_applies_a_network():
     }
     without = {name: [line for line, inside in lines if not inside] for name, lines in found.items()}
     assert {name: len(lines) for name, lines in without.items() if lines} == {
-        "steps.py": 1,  # the loss of training
+        "gradients.py": 1,  # the loss of training
         "models/fully_convolutional.py": 1,  # a part of predict()
     }
     assert {name for name, lines in found.items() if any(inside for _, inside in lines)} == {
