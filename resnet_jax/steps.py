@@ -16,11 +16,12 @@ from chex import ArrayTree
 from resnet_jax.config import Precision
 from resnet_jax.data.resident import DeviceSplit, Orders, Sampler
 from resnet_jax.data.types import Batch, HostBatch
-from resnet_jax.gradients import ComputeGradients, accumulate, compute_gradients, cross_entropy
+from resnet_jax.gradients import Computed, ComputeGradients, accumulate, compute_gradients, cross_entropy
 from resnet_jax.metrics import Metrics, StepMetrics, StepsReport, compute_metrics
 from resnet_jax.models import Model
 from resnet_jax.models.precision import full_float32
 from resnet_jax.optim import current_learning_rate
+from resnet_jax.vectors import Layout
 
 
 @flax.struct.dataclass
@@ -52,7 +53,7 @@ def create_train_state(optimizer: optax.GradientTransformation, variables: Any) 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # each by itself, so that it may be jitted
 class TrainStep:
-    """One step of SGD: a pure function (state, batch) -> (state, StepMetrics).
+    """One step of SGD: a pure function (state, batch) -> (state, StepMetrics), of trees or of vectors of parameters.
 
     Attributes:
       compute: the gradients; see compute_gradients() and accumulate().
@@ -121,7 +122,9 @@ def make_train_step(
 TrainSteps = Callable[[TrainState, DeviceSplit, Orders, jax.Array], tuple[TrainState, StepsReport]]
 
 
-def make_train_steps(step: TrainStep, sampler: Sampler, *, counted: bool = False) -> TrainSteps:
+def make_train_steps(
+    step: TrainStep, sampler: Sampler, *, counted: bool = False, as_vectors: bool = True
+) -> TrainSteps:
     """Return train_steps(state, split, orders, count) -> (state, StepsReport): `count` steps as one loop on the device.
 
     The count is an argument of the compiled program: one program makes any number of steps, up to
@@ -133,15 +136,19 @@ def make_train_steps(step: TrainStep, sampler: Sampler, *, counted: bool = False
       sampler: of the batches.
       counted: always compute sampler.most_steps steps, and keep those beyond `count` from changing anything. A loop
         whose length is known becomes one CUDA graph, and never waits for the host.
+      as_vectors: carry parameters, statistics and the optimizer's state as vectors from step to step; only for an
+        optimizer that treats each element by itself.
     """
 
     def train_steps(
         state: TrainState, split: DeviceSplit, orders: Orders, count: jax.Array
     ) -> tuple[TrainState, StepsReport]:
+        pack, unpack, next_step = _in_vectors(step, state) if as_vectors else (_same, _same, step)
         first_step = state.step
+        state = pack(state)
 
         def make_step(state: TrainState) -> tuple[TrainState, StepMetrics]:
-            return step(state, sampler.sample(split, state.step, orders))
+            return next_step(state, sampler.sample(split, state.step, orders))
 
         def body(i: jax.Array, carry: tuple[TrainState, jax.Array, jax.Array]) -> Any:
             state, history, finite = carry
@@ -156,9 +163,32 @@ def make_train_steps(step: TrainStep, sampler: Sampler, *, counted: bool = False
         length = sampler.most_steps if counted else jnp.minimum(count, sampler.most_steps)
         state, history, _ = jax.lax.fori_loop(0, length, body, (state, history, jnp.bool(True)))
         report = StepsReport(state.step - first_step, jax.tree.unflatten(structure, history.T))
-        return state, report
+        return unpack(state), report
 
     return train_steps
+
+
+def _same(state: TrainState) -> TrainState:
+    return state
+
+
+def _in_vectors(step: TrainStep, state: TrainState) -> tuple[Any, Any, TrainStep]:
+    """Return what packs and unpacks states like `state`, and the step of packed ones."""
+    of_params, of_stats = Layout(state.params), Layout(state.batch_stats)
+
+    def pack(state: TrainState) -> TrainState:
+        params, batch_stats = of_params.pack(state.params), of_stats.pack(state.batch_stats)
+        return TrainState(state.step, params, batch_stats, of_params.pack_within(state.opt_state))
+
+    def unpack(state: TrainState) -> TrainState:
+        params, batch_stats = of_params.unpack(state.params), of_stats.unpack(state.batch_stats)
+        return TrainState(state.step, params, batch_stats, of_params.unpack_within(state.opt_state))
+
+    def compute(params: Any, batch_stats: Any, batch: Batch, dropout_key: jax.Array) -> Computed:
+        computed = step.compute(of_params.unpack(params), of_stats.unpack(batch_stats), batch, dropout_key)
+        return Computed(of_params.pack(computed.grads), computed.metrics, of_stats.pack(computed.batch_stats))
+
+    return pack, unpack, dataclasses.replace(step, compute=compute)
 
 
 def make_streamed_step(

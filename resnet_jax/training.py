@@ -141,7 +141,9 @@ class Trainer:
                 replicated=self.replicated,
                 by_image=self.by_image,
             )
-            steps = make_train_steps(self.train_step, resident.sampler, counted=counts_steps())
+            steps = make_train_steps(
+                self.train_step, resident.sampler, counted=counts_steps(), as_vectors=not config.model.frozen_bn
+            )
         else:
             streamed = self.data = StreamedData(
                 dataset, config.data, inputs, data_key, seed=config.run.seed, by_image=self.by_image
