@@ -1,4 +1,4 @@
-"""The gradient of a batch: at once, or in parts one after the other."""
+"""The gradient of a batch: at once, in parts one after the other, or of a part on each device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import ArrayTree
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
 
 from resnet_jax.config import Precision
 from resnet_jax.data.types import Batch
@@ -126,3 +129,25 @@ def split_batch(batch: Batch, parts: int, group_size: int) -> Batch:
         return groups.swapaxes(0, 1).reshape(parts, -1, *leaf.shape[1:])
 
     return jax.tree.map(split, batch)
+
+
+def on_each_device(compute: ComputeGradients, mesh: Mesh | AbstractMesh) -> ComputeGradients:
+    """Return what computes the images of each device there, by `compute`, and adds up all of it in one all-reduce.
+
+    The sum is that of one vector of float32: gradients, metrics and running statistics. Left to itself, XLA makes a
+    sum of each array, and of bfloat16 activations sums the gradients in bfloat16.
+
+    Args:
+      compute: for the images of a device; no BN group may have images of two.
+      mesh: of one axis, along which batches are divided.
+    """
+    (axis,) = mesh.axis_names
+
+    def of_device(params: ArrayTree, batch_stats: ArrayTree, batch: Batch, dropout_key: jax.Array) -> Computed:
+        vector, unravel = ravel_pytree(compute(params, batch_stats, batch, dropout_key))
+        total = unravel(jax.lax.psum(vector, axis))
+        grads, moved = jax.tree.map(lambda leaf: leaf / mesh.size, (total.grads, total.batch_stats))
+        return Computed(grads, total.metrics, moved)
+
+    # Without its checks the gradient of a parameter is that of this device's images, to be summed above.
+    return jax.shard_map(of_device, mesh=mesh, in_specs=(P(), P(), P(axis), P()), out_specs=P(), check_vma=False)

@@ -12,11 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from chex import ArrayTree
+from jax.sharding import AbstractMesh, Mesh
 
 from resnet_jax.config import Precision
 from resnet_jax.data.resident import DeviceSplit, Orders, Sampler
 from resnet_jax.data.types import Batch, HostBatch
-from resnet_jax.gradients import Computed, ComputeGradients, accumulate, compute_gradients, cross_entropy
+from resnet_jax.gradients import (
+    Computed,
+    ComputeGradients,
+    accumulate,
+    compute_gradients,
+    cross_entropy,
+    on_each_device,
+)
 from resnet_jax.metrics import Metrics, StepMetrics, StepsReport, compute_metrics
 from resnet_jax.models import Model
 from resnet_jax.models.precision import full_float32
@@ -56,21 +64,24 @@ class TrainStep:
     """One step of SGD: a pure function (state, batch) -> (state, StepMetrics), of trees or of vectors of parameters.
 
     Attributes:
-      compute: the gradients; see compute_gradients() and accumulate().
+      compute: the gradients; of the images of a device if there is a mesh.
       optimizer: see optim.sgd().
       schedule: the optimizer's; only for the report.
       dropout_key: random key, from which that of each step is derived.
+      mesh: devices that compute gradients by themselves; see on_each_device().
     """
 
     compute: ComputeGradients
     optimizer: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
     dropout_key: jax.Array
+    mesh: Mesh | AbstractMesh | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         """Make the step on a batch that is normalized and augmented."""
+        compute = self.compute if self.mesh is None else on_each_device(self.compute, self.mesh)
         key = jax.random.fold_in(self.dropout_key, state.step)
-        grads, metrics, batch_stats = self.compute(state.params, state.batch_stats, batch, key)
+        grads, metrics, batch_stats = compute(state.params, state.batch_stats, batch, key)
         error = 100 * metrics.wrong["error"] / metrics.count
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, error=error)
         params = optax.apply_updates(state.params, updates)
@@ -100,11 +111,12 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     precision: Precision = "default",
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> TrainStep:
     """Build the step of a network.
 
     Args:
-      model, optimizer, schedule, dropout_key: see TrainStep.
+      model, optimizer, schedule, dropout_key, mesh: see TrainStep.
       label_smoothing: share of the target probability that is spread over all classes; the loss in the report is the
         one that is minimized.
       accumulation_steps: parts that the batch is computed in; see accumulate(). Without BN groups (None) each part has
@@ -116,7 +128,7 @@ def make_train_step(
     )
     if accumulation_steps > 1:
         compute = accumulate(compute, accumulation_steps, model.bn_group_size or 1)
-    return TrainStep(compute, optimizer, schedule, dropout_key)
+    return TrainStep(compute, optimizer, schedule, dropout_key, mesh)
 
 
 TrainSteps = Callable[[TrainState, DeviceSplit, Orders, jax.Array], tuple[TrainState, StepsReport]]

@@ -112,8 +112,11 @@ class Trainer:
                 f" of {devices}"
             )
         self.config, self.inputs = config, inputs
-        self.model: Model = for_this_backend(build_model(config.model, len(inputs.class_names)))
-        check_bn_groups(self.model, inputs.image_shape, config.data.batch_size // config.optim.accumulation_steps)
+        model = build_model(config.model, len(inputs.class_names))
+        part, group = config.data.batch_size // config.optim.accumulation_steps, model.bn_group_size
+        by_themselves = devices > 1 and group is not None and part % (group * devices) == 0  # no group is of two
+        self.model: Model = for_this_backend(model, parts=1 if by_themselves else None)
+        check_bn_groups(self.model, inputs.image_shape, part)
         schedule = build_schedule(config.optim, config.run.steps)
         self._optimizer = build_optimizer(config.optim, schedule, self.model.trainable)
         key = jax.random.key(config.run.seed)
@@ -127,6 +130,7 @@ class Trainer:
             label_smoothing=config.optim.label_smoothing,
             accumulation_steps=config.optim.accumulation_steps,
             precision=config.optim.precision,
+            mesh=self.by_image.mesh if by_themselves else None,
         )
         self.eval_step = partial(eval_step, model=self.model)
         self.data: TrainingData

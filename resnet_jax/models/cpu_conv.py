@@ -23,11 +23,16 @@ Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def for_this_backend(model: ResNet | VGG) -> ResNet | VGG:
-    """Give a network this convolution if it is to run on a CPU, over all devices; others stay as they are."""
+def for_this_backend(model: ResNet | VGG, parts: int | None = None) -> ResNet | VGG:
+    """Give a network this convolution if it is to run on a CPU; others stay as they are.
+
+    Args:
+      model: a network.
+      parts: devices that its images are spread over; None for all.
+    """
     if jax.default_backend() != "cpu":
         return model
-    return model.clone(conv_general_dilated=partial(conv_general_dilated, parts=jax.device_count()))
+    return model.clone(conv_general_dilated=partial(conv_general_dilated, parts=parts or jax.device_count()))
 
 
 def conv_general_dilated(

@@ -11,7 +11,7 @@ import pytest
 from paths import ROOT
 
 STEP = """
-import json, re, sys
+import dataclasses, json, re, sys
 from pathlib import Path
 import jax, numpy as np
 from resnet_jax.config import Config, DataConfig, ModelConfig
@@ -28,7 +28,7 @@ config = Config(model=ModelConfig(depth=8, bn_group_size=8), data=DataConfig(bat
 trainer = Trainer(config, describe_inputs(config, dataset), dataset)
 
 def all_reduces(program):
-    return len(re.findall(r"\\sall-reduce(?:-start)?\\(", program.as_text()))
+    return re.findall(r"= (\\w+\\[[\\d,]*\\])\\S* all-reduce(?:-start)?\\(", program.as_text())  # such as f32[78042]
 
 trainer.begin(trainer.initial_state())
 resident, report = trainer.train(trainer.initial_state(), 1)
@@ -41,11 +41,16 @@ batch = HostBatch(*(jax.make_array_from_process_local_data(streaming.by_image, a
 step = streaming.train_program.lower(streaming.initial_state(), batch).compile()
 streamed, _ = step(streaming.initial_state(), batch)
 
+model = dataclasses.replace(config.model, dtype="bfloat16")
+half = Trainer(dataclasses.replace(config, model=model), trainer.inputs, dataset)
+half.begin(half.initial_state())
+
 leaves = jax.tree_util.tree_leaves_with_path({"resident": resident, "streamed": streamed})
 np.savez(sys.argv[1], **{jax.tree_util.keystr(path): leaf for path, leaf in leaves})
 print(json.dumps({"devices": jax.device_count(), "loss": float(report.history.metrics.loss[0]),
                   "eval_loss": metrics.mean_loss, "count": metrics.images,
-                  "all_reduces": {"resident": all_reduces(trainer.train_program), "streamed": all_reduces(step)}}))
+                  "all_reduces": {"resident": all_reduces(trainer.train_program), "streamed": all_reduces(step),
+                                  "bfloat16": all_reduces(half.train_program)}}))
 """
 
 
@@ -62,9 +67,15 @@ def test_one_and_eight_devices_make_the_same_step(tmp_path):
     assert one["count"] == eight["count"] == 96
     assert eight["loss"] == pytest.approx(one["loss"], rel=1e-6)
     assert eight["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-5)
-    assert set(one["all_reduces"].values()) == {0}
-    assert 1 <= eight["all_reduces"]["streamed"] <= 2  # not one a layer, for BN
-    assert 1 <= eight["all_reduces"]["resident"] <= 2
+    assert one["all_reduces"] == {"resident": [], "streamed": [], "bfloat16": []}
+    # Not one a layer for BN, nor one an array for the gradients: all parameters, the running statistics, and the sums
+    # of the loss, the images and two errors. In float32 also where activations are bfloat16.
+    sums = f"f32[{75_290 + 2 * (16 * 3 + 32 * 2 + 64 * 2) + 4}]"
+    assert eight["all_reduces"] == {
+        "resident": [sums],
+        "streamed": ["s32[]", sums],  # and how many images could not be read
+        "bfloat16": [sums],
+    }
     with np.load(tmp_path / "one.npz") as expected, np.load(tmp_path / "eight.npz") as found:
         assert len(expected) == len(found) == 2 * (1 + 3 * 7 + 2 + 2 * 7 + 3 * 7 + 2 + 1)
         differences = {
