@@ -333,14 +333,14 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
     results: Results | None = None
     if not evaluated:  # a signal came before
         saved = state
-        state, results = _evaluate(trainer, state, monitor, log, stop)
+        with monitor.paused():
+            state, results = _evaluate(trainer, state, monitor, log, stop)
         if results is None:
             raise _interrupted(workdir, step, stop)
         with hosts.all_hosts():
             # What the schedule "plateau" learned is saved with a later step, if there is one.
             if hosts.is_first() and (state is saved or step == config.steps):
                 mark_evaluated(workdir, step)
-        monitor.restart_clock()
     finite = jax.jit(finite_parts)
     while step < config.steps:
         event = next_event(step, config, validates="validation" in data.held_out)
@@ -348,7 +348,7 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
         while step < event.step and not signum:
             count = min(monitor.steps_at_once(step), event.step - step)
             if event.save and step + count == event.step:  # after it is saved: the checkpoint before is complete
-                with hosts.all_hosts():
+                with monitor.paused(), hosts.all_hosts():
                     checkpoints.wait()
             state, report = trainer.train(state, count)
             step += count
@@ -356,20 +356,20 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
             signum = stop.signum()  # from here on it acts after the next dispatch, or in an evaluation
 
         monitor.write_all()  # first of all: what is not finite must not be saved
-        monitor.check_state(finite(state))
-        evaluation_is_due = event.evaluate and step == event.step
-        results = None
-        if evaluation_is_due and not signum:
-            state, results = _evaluate(trainer, state, monitor, log, stop)
-        evaluated = results is not None or not evaluation_is_due
-        if signum or not evaluated or event.save:
-            with hosts.all_hosts():  # so that a disk that is full stops all processes
-                checkpoints.wait()
-            error = results["validation"].top1_error if results and "validation" in results else None
-            checkpoints.save(state, validation_error=error, evaluated=evaluated)
+        with monitor.paused():
+            monitor.check_state(finite(state))
+            evaluation_is_due = event.evaluate and step == event.step
+            results = None
+            if evaluation_is_due and not signum:
+                state, results = _evaluate(trainer, state, monitor, log, stop)
+            evaluated = results is not None or not evaluation_is_due
+            if signum or not evaluated or event.save:
+                with hosts.all_hosts():  # so that a disk that is full stops all processes
+                    checkpoints.wait()
+                error = results["validation"].top1_error if results and "validation" in results else None
+                checkpoints.save(state, validation_error=error, evaluated=evaluated)
         if signum or not evaluated:
             break
-        monitor.restart_clock()
     with hosts.all_hosts():
         checkpoints.close()
     if results is None or step < config.steps:

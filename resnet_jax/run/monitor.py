@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -56,22 +59,40 @@ class NotFinite(Exception):
         self.known_good = known_good
 
 
+@dataclasses.dataclass
+class _Dispatch:
+    """Training steps on the device, and what they took, once it is known that they are done."""
+
+    last_step: int
+    steps: int
+    report: Any  # a StepsReport
+    seconds: float | None = None
+
+
 class Monitor:
-    """The reports of dispatches, read one dispatch late so that the device never waits for the host."""
+    """The reports of dispatches, read one dispatch late so that the device never waits for the host.
+
+    Rates are steps by the time between two moments at which the device was seen to be done with what it had, without
+    what was paused(). A dispatch may return at once or when it has ended: how long the call took says nothing.
+    """
 
     def __init__(self, step: int, config: Config, data: TrainingData, log: Log):
         """Begin after `step`."""
         self._config, self._data, self._log = config, data, log
-        self._pending: deque[tuple[int, StepsReport]] = deque()
+        self._pending: deque[_Dispatch] = deque()
         self._window: list[StepMetrics] = []  # of the finished steps since the last log record
-        self._done = step  # the last finished step
+        self._window_seconds = 0.0
+        self._added = self._done = step  # the last step that was dispatched, the last finished one
         self._seconds_per_step = float("inf")
         self._images = self._skipped = 0  # of all steps
-        self.restart_clock()
+        self._seen_at = time.perf_counter()  # when the device was last seen to be done
 
-    def restart_clock(self) -> None:
-        """Leave what went before out of images_per_second."""
-        self._window_began = self._finished_at = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for all dispatches, and leave the time of what is done inside out of the rates."""
+        self._finish_all()
+        yield
+        self._seen_at = time.perf_counter()
 
     def steps_at_once(self, step: int) -> int:
         """Return how many steps the dispatch after `step` should make at most: up to the next log record."""
@@ -87,7 +108,9 @@ class Monitor:
         Raises:
           NotFinite: see write_all().
         """
-        self._pending.append((step, report))
+        self._pending.append(_Dispatch(step, step - self._added, report))
+        self._added = step
+        self._look()
         while len(self._pending) > _RUN_AHEAD:
             self._finish()
 
@@ -97,8 +120,7 @@ class Monitor:
         Raises:
           NotFinite: the loss or the gradient of a step.
         """
-        while self._pending:
-            self._finish()
+        self._finish_all()
         if self._window:
             self._write()
 
@@ -132,13 +154,34 @@ class Monitor:
                 message = f"the {split} loss is {metrics.mean_loss} after step {self._done}"
                 raise NotFinite(message, known_good=self._done - 1)
 
+    def _look(self, known: _Dispatch | None = None) -> None:
+        """See which dispatches are done by now: the time since the last of such moments is theirs, by their steps.
+
+        Args:
+          known: to be done, though one of several devices may not say so yet.
+        """
+        now = time.perf_counter()
+        unseen = [dispatch for dispatch in self._pending if dispatch.seconds is None]
+        done = [dispatch for dispatch in unseen if dispatch is known or dispatch.report.steps.is_ready()]
+        if done:
+            each = (now - self._seen_at) / sum(dispatch.steps for dispatch in done)
+            for dispatch in done:
+                dispatch.seconds = each * dispatch.steps
+            self._seen_at = now
+
+    def _finish_all(self) -> None:
+        while self._pending:
+            self._finish()
+
     def _finish(self) -> None:
         """Wait for the oldest dispatch; write a record if it ends where one is due."""
-        step, on_device = self._pending.popleft()
-        report: StepsReport = jax.device_get(on_device)
-        now = time.perf_counter()
-        self._seconds_per_step = (now - self._finished_at) / int(report.steps)
-        self._finished_at = now
+        dispatch = self._pending[0]
+        report: StepsReport = jax.device_get(dispatch.report)
+        self._look(dispatch)
+        self._pending.popleft()
+        step, seconds = dispatch.last_step, dispatch.seconds or 0.0
+        self._seconds_per_step = max(seconds / dispatch.steps, 1e-9)  # what a clock can tell
+        self._window_seconds += seconds
         for i in range(int(report.steps)):
             self._done += 1
             self._window.append(jax.tree.map(lambda entries, i=i: entries[i], report.history))
@@ -181,13 +224,12 @@ class Monitor:
     def _write(self) -> None:
         """Write one record of all finished steps since the last."""
         metrics = sum((report.metrics for report in self._window[1:]), start=self._window[0].metrics)
-        now = time.perf_counter()
         numbers = {
             "learning_rate": float(self._window[-1].learning_rate),
             "gradient_norm": float(np.mean([report.gradient_norm for report in self._window])),
-            "images_per_second": round(metrics.images / (now - self._window_began), 1),
+            "images_per_second": round(metrics.images / max(self._window_seconds, 1e-9), 1),
         }
         if self._data.streamed:
             numbers["skipped"] = int(sum(report.skipped for report in self._window))
         self._log.train(self._done, metrics, numbers)
-        self._window, self._window_began = [], now
+        self._window, self._window_seconds = [], 0.0
