@@ -16,7 +16,8 @@ class Layout:
     """Where the arrays of a tree lie in its vectors: one for all kernels, one for all others.
 
     The vectors are {"kernel": [K], "other": [M]}, without one that would be empty. So an optimizer that tells
-    parameters by their last name does the same with them as with the tree.
+    parameters by their last name does the same with them as with the tree. Kernels of convolutions lie with their
+    filters first: that is how a GPU's convolutions take them and make their gradients, and XLA copies none of them.
     """
 
     def __init__(self, tree: ArrayTree):
@@ -32,7 +33,7 @@ class Layout:
         """Lay the arrays of a tree of this layout one behind the other."""
         leaves = jax.tree.leaves(tree)
         return {
-            group: jnp.concatenate([leaves[number].ravel() for number in numbers])
+            group: jnp.concatenate([_filters_first(leaves[number]).ravel() for number in numbers])
             for group, numbers in self._groups.items()
         }
 
@@ -44,7 +45,8 @@ class Layout:
             for number in numbers:
                 shape = self._shapes[number]
                 size = math.prod(shape)
-                leaves[number] = jax.lax.slice_in_dim(vectors[group], start, start + size).reshape(shape)
+                vector = jax.lax.slice_in_dim(vectors[group], start, start + size)
+                leaves[number] = _filters_last(vector, shape)
                 start += size
         return jax.tree.unflatten(self._structure, leaves)
 
@@ -61,3 +63,13 @@ class Layout:
             return jax.tree.structure(node) == structure
 
         return jax.tree.map(lambda node: convert(node) if has_it(node) else node, tree, is_leaf=has_it)
+
+
+def _filters_first(leaf: jax.Array) -> jax.Array:
+    return jnp.moveaxis(leaf, -1, 0) if leaf.ndim == 4 else leaf
+
+
+def _filters_last(numbers: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    if len(shape) != 4:
+        return numbers.reshape(shape)
+    return jnp.moveaxis(numbers.reshape(shape[-1], *shape[:-1]), 0, -1)
