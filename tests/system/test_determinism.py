@@ -128,9 +128,9 @@ def test_another_process_gives_the_same_bits_with_a_cold_and_with_a_warm_cache(t
     assert_same_run(tmp_path / "cold", tmp_path / "warm")
 
 
-@pytest.mark.parametrize(("family", "depth", "pools"), [("cifar", 8, 0), ("imagenet", 18, 1)])
-def test_what_is_not_deterministic_on_a_gpu(family, depth, pools):
-    """XLA has no deterministic select-and-scatter: --xla_gpu_deterministic_ops refuses the gradient of a max pool."""
+@pytest.mark.parametrize(("family", "depth"), [("cifar", 8), ("imagenet", 18), ("vgg", 16)])
+def test_what_is_not_deterministic_on_a_gpu(family, depth):
+    """XLA has no deterministic select-and-scatter for --xla_gpu_deterministic_ops: max pools do without."""
     config = Config(ModelConfig(family, depth, bn_group_size=4))
     model = build_model(config.model, num_classes=3)
     schedule = build_schedule(config.optim, steps=2)
@@ -144,7 +144,7 @@ def test_what_is_not_deterministic_on_a_gpu(family, depth, pools):
     program = (
         jax.jit(train_steps).trace(state, split, orders, jnp.int32(1)).lower(lowering_platforms=("cuda",)).as_text()
     )
-    assert len(re.findall(r"stablehlo\.select_and_scatter", program)) == pools
+    assert "stablehlo.select_and_scatter" not in program
     # Additions to one place in an order that varies: none but one logit of each image, for the loss and its gradient.
     scatters = re.findall(r"stablehlo\.scatter\"?\(.*", program)
     assert scatters
