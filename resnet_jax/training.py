@@ -31,7 +31,7 @@ from resnet_jax.errors import (
 from resnet_jax.inference.load import Trained, adopt_weights, check_same_network, load
 from resnet_jax.metrics import Metrics, StepsReport
 from resnet_jax.models import Model, build_model, check_bn_groups
-from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
 from resnet_jax.parallel import hosts

@@ -18,7 +18,7 @@ from resnet_jax.data.inputs import adapt_preprocessing
 from resnet_jax.data.types import Images
 from resnet_jax.data.views import Protocol, views
 from resnet_jax.inference.load import Trained
-from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.fully_convolutional import fully_convolutional_logits
 from resnet_jax.models.precision import full_float32
 from resnet_jax.parallel.devices import cores, make_shardings

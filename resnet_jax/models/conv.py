@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 Fan = Literal["fan_in", "fan_out"]
-ConvGeneralDilated = Callable[..., jax.Array]  # jax.lax.conv_general_dilated, or cpu_conv's of that name
+ConvGeneralDilated = Callable[..., jax.Array]  # jax.lax.conv_general_dilated, or cpu_conv's or gpu_conv's
 
 
 def he_init(fan: Fan) -> nn.initializers.Initializer:

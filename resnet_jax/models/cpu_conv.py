@@ -12,27 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.vgg import VGG
-
 _LAYOUT = ("NHWC", "HWIO", "NHWC")  # the one layout that XLA:CPU has a fast convolution for inside loops
 _NARROW = 16  # filters up to which making two pixels at once is faster
 _CACHE_BYTES = 2**19  # what one product of the filter gradient reads should stay in the L2 cache
 
 Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
-
-
-def for_this_backend(model: ResNet | VGG, parts: int | None = None) -> ResNet | VGG:
-    """Give a network this convolution if it is to run on a CPU; others stay as they are.
-
-    Args:
-      model: a network.
-      parts: devices that its images are spread over; None for all.
-    """
-    if jax.default_backend() != "cpu":
-        return model
-    return model.clone(conv_general_dilated=partial(conv_general_dilated, parts=parts or jax.device_count()))
 
 
 def conv_general_dilated(

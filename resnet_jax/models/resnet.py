@@ -47,7 +47,7 @@ class ResNet(nn.Module):
         take longer for a deeper network. Their variables are stacked under "stage1_blocks" and so on;
         stack_blocks() and unstack_blocks() convert them.
       remat: keep only the input of each block for the backward pass and compute the rest again.
-      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py for training on a CPU.
+      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py or gpu_conv.py.
       dtype: of the activations. Parameters, statistics and logits are float32.
     """
 

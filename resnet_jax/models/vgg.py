@@ -31,7 +31,7 @@ class VGG(nn.Module):
       dropout: share of the outputs of fc6 and fc7 that training drops (0.5 as published).
       init_fan: fan of the He initialization.
       backbone_only: leave out the fully-connected layers; calling the model then returns what features() does.
-      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py for training on a CPU.
+      conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py or gpu_conv.py.
       dtype: of the activations. Parameters and logits are float32.
     """
 

@@ -26,7 +26,7 @@ from resnet_jax.files import atomic_write, read_json
 from resnet_jax.inference.load import load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
-from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.precision import full_float32
 from resnet_jax.paper.artefact import format_table
 from resnet_jax.parallel.devices import make_shardings

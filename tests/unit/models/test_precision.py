@@ -21,7 +21,7 @@ from resnet_jax.data.views import make_protocol
 from resnet_jax.inference.load import Origin, Trained
 from resnet_jax.inference.predict import predict
 from resnet_jax.models import ResNet, abstract_variables, cifar_resnet, create_model, recalibrate_bn
-from resnet_jax.models.cpu_conv import for_this_backend
+from resnet_jax.models.backend import for_this_backend
 from resnet_jax.optim import sgd
 from resnet_jax.paper.analysis.responses import measure
 from resnet_jax.steps import create_train_state, eval_step, make_train_step
