@@ -2,6 +2,8 @@
 # make test      set up .venv, then run the unit tests: some minutes
 # make test-all  run all tests, those of processes, kills and hostile files too
 # make bench     measure this package beside plain Flax and, if it is installed, PyTorch (25 minutes on a CPU)
+# make gpu       measure on a GPU: tests, speed beside PyTorch, Table 6, in pieces (9 minutes a call; what is finished is
+#                not made again); more by GPU="--minutes 30 --against COMMIT", see python -m benchmarks.gpu --help
 # make lint      ruff (check and format) and mypy
 # make lock      resolve requirements.txt again from pyproject.toml
 
@@ -9,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: train test test-all bench lint format lock
+.PHONY: train test test-all bench gpu lint format lock
 
 train: .venv/complete
 	$(BIN)/python train.py configs/digits_resnet20.py
@@ -23,6 +25,9 @@ test-all: .venv/complete
 
 bench: .venv/complete
 	$(BIN)/python -m benchmarks
+
+gpu: .venv/complete
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 lint: .venv/complete
 	$(BIN)/ruff check .

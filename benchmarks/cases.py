@@ -9,14 +9,19 @@ Platform = Literal["cpu", "gpu"]
 
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4  # of all peers; random labels diverge at higher rates
 
-PEERS: dict[str, tuple[str, dict[str, bool]]] = {  # module and options of its prepare(case, **options)
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {  # module and options of its prepare(case, **options)
     "ours": ("benchmarks.ours", {}),
     "ours, one step a dispatch": ("benchmarks.ours", {"single": True}),
+    "ours, again": ("benchmarks.ours", {}),
+    "ours, before": ("benchmarks.ours", {}),  # of another checkout
+    "ours, deterministic": ("benchmarks.ours", {"deterministic": True}),
+    "ours, deterministic, again": ("benchmarks.ours", {"deterministic": True}),
     "ours, scan_blocks": ("benchmarks.ours", {"scan_blocks": True}),
     "ours, scan_blocks and remat": ("benchmarks.ours", {"scan_blocks": True, "remat": True}),
     "plain Flax": ("benchmarks.plain_flax", {}),
     "PyTorch": ("benchmarks.torch_peer", {}),
-    "torch.compile": ("benchmarks.torch_peer", {"compiled": True}),
+    "torch.compile": ("benchmarks.torch_peer", {"mode": "default"}),
+    "torch.compile, CUDA graphs": ("benchmarks.torch_peer", {"mode": "reduce-overhead"}),
 }
 
 
@@ -88,6 +93,7 @@ class Prepared(NamedTuple):
       compile_seconds: what comes before the first step can run; None where nothing is compiled.
       peak_device_bytes: highest use of device memory so far; None on the CPU.
       settings: what a reader must know, for the report.
+      digest: digest(calls) makes so many calls from the initial state and names the bits of what comes out.
     """
 
     compute: Callable[[int], None]
@@ -95,6 +101,7 @@ class Prepared(NamedTuple):
     compile_seconds: float | None
     peak_device_bytes: Callable[[], int | None]
     settings: dict[str, Any]
+    digest: Callable[[int], str] | None = None
 
 
 class UnavailableError(Exception):

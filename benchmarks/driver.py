@@ -11,14 +11,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, PEERS, Case
 from benchmarks.report import describe_machine, render
-from benchmarks.worker import Worker
+from benchmarks.worker import Task, Worker
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.errors import UserError
 
@@ -28,7 +28,7 @@ _SECONDS = {"cpu": 1.5, "gpu": 0.5}  # of a turn
 _OUT_OF_TIME = {"error": "out of time", "ms": []}
 
 # Of the peers' processes: one GPU, which several share, and nothing compiled before.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write {options.out}: {error.strerror}; choose another --out") from error
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    os.environ.update(_ENVIRONMENT, CUDA_VISIBLE_DEVICES=gpu)
+    os.environ.update(ENVIRONMENT, CUDA_VISIBLE_DEVICES=gpu)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # so that no device stays held
         machine = pool.submit(describe_machine).result()
     cases = select([case for case in CASES if case.platform == machine["platform"]], options.only)
@@ -100,7 +100,16 @@ def select(cases: Sequence[Case], only: str | None) -> list[Case]:
     return [case for case in limited if case.peers]
 
 
-def measure(case: Case, rounds: int, seconds: float, until: float, logs: Path) -> dict[str, dict[str, Any]]:
+def measure(
+    case: Case,
+    rounds: int,
+    seconds: float,
+    until: float,
+    logs: Path,
+    *,
+    then: Mapping[str, Task] | None = None,
+    folders: Mapping[str, Path] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Measure the peers of a case in turns.
 
     Args:
@@ -109,12 +118,16 @@ def measure(case: Case, rounds: int, seconds: float, until: float, logs: Path) -
       seconds: of a turn, about.
       until: when to give up what is not done, of time.monotonic().
       logs: folder for what libraries print.
+      then: what else some of the peers do after the rounds.
+      folders: of peers, other checkouts whose resnet_jax is measured; those get ready one after the other, so that
+        no choice of an algorithm by its time is disturbed.
 
     Returns:
       By peer: "ms" (of a step, in each round); as far as it came, "steps" of a round, "peak_bytes", "compile_seconds",
-      "settings"; and "error", a word or two, if it did not come to the end.
+      "settings", the results of other tasks; and "error", a word or two, if it did not come to the end.
     """
     results: dict[str, dict[str, Any]] = {peer: {"ms": []} for peer in case.peers}
+    one_by_one = case.platform == "cpu" or bool(folders)  # else at the same time: hosts of GPUs have many cores
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
 
@@ -126,11 +139,11 @@ def measure(case: Case, rounds: int, seconds: float, until: float, logs: Path) -
                 workers.pop(peer).close()
 
         for peer in case.peers:
-            workers[peer] = Worker(case, peer, seconds, logs / f"{case.name}.{peer}.log")
+            workers[peer] = Worker(case, peer, seconds, logs / f"{case.name}.{peer}.log", (folders or {}).get(peer))
             stack.callback(workers[peer].close)
-            if case.platform == "cpu":  # else they get ready at the same time: hosts of GPUs have many cores
+            if one_by_one:
                 take_reply(peer)
-        for peer in list(workers) if case.platform == "gpu" else ():
+        for peer in () if one_by_one else list(workers):
             take_reply(peer)
         for number in range(1, rounds + 1):
             for peer in list(workers):
@@ -138,6 +151,10 @@ def measure(case: Case, rounds: int, seconds: float, until: float, logs: Path) -
                 take_reply(peer)
             ms = (f"{peer} {results[peer]['ms'][-1]:.4g}" for peer in workers)
             _say(f"  round {number}, ms a step: {', '.join(ms) or 'nobody is left'}")
+        for peer, task in (then or {}).items():
+            if peer in workers:
+                workers[peer].ask(task)
+                take_reply(peer)
     return results
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from typing import Any
 
@@ -18,14 +20,24 @@ from resnet_jax.training import Trainer
 _CIFAR_IMAGES = 50_000  # as in training: the order of an epoch is drawn over so many
 
 
-def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, remat: bool = False) -> Prepared:
+def prepare(
+    case: Case,
+    *,
+    single: bool = False,
+    scan_blocks: bool = False,
+    remat: bool = False,
+    deterministic: bool = False,
+) -> Prepared:
     """Put the data set on the device and compile.
 
     Args:
       case: what to measure: the defaults of train.py, with BN groups of 64 on CIFAR, the whole batch on ImageNet.
       single: dispatch every step by itself, instead of as many at once as train.py does at most.
       scan_blocks, remat: of the model.
+      deterministic: let XLA use only operations on a GPU that give the same bits each time.
     """
+    if deterministic:  # before JAX has a device
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     cifar = case.family == "cifar"
     model = ModelConfig(
         family=case.family,
@@ -38,7 +50,8 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     )
     data = DataConfig(batch_size=case.batch_size, eval_batch_size=case.batch_size, padding=4 if cifar else 0)
     optim = OptimConfig(learning_rate=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    config = Config(model=model, data=data, optim=optim, run=RunConfig(steps_per_dispatch=1 if single else None))
+    run = RunConfig(steps_per_dispatch=1 if single else None, log_every=100 if cifar else 20)
+    config = Config(model=model, data=data, optim=optim, run=run)
     devices.configure(config)
     rng = np.random.default_rng(0)
     count = _CIFAR_IMAGES if cifar and case.mode == "train" else case.pool_batches * case.batch_size
@@ -53,14 +66,19 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
     if case.mode == "inference":
         return _prepare_inference(case, trainer, state, settings)
 
+    initial = jax.device_get(state)
     began = time.perf_counter()
     trainer.begin(state)
     compile_seconds = time.perf_counter() - began
     most_steps = trainer.data.most_steps
     settings["steps per dispatch"] = str(most_steps)
 
-    def compute(steps: int) -> None:
+    # An accelerator makes all steps of a dispatch even where fewer are asked for.
+    steps_per_call = most_steps if case.platform == "gpu" else 1
+
+    def compute(calls: int) -> None:
         nonlocal state
+        steps = calls * steps_per_call
         reports = []
         for first in range(0, steps, most_steps):
             state, report = trainer.train(state, min(most_steps, steps - first))
@@ -69,7 +87,14 @@ def prepare(case: Case, *, single: bool = False, scan_blocks: bool = False, rema
         if sum(map(int, reports)) != steps:  # a loop on the device ends where the loss is not finite
             raise FloatingPointError("the loss is not finite")
 
-    return Prepared(compute, 1, compile_seconds, peak_device_bytes, settings)
+    def digest(calls: int) -> str:
+        nonlocal state
+        state = jax.device_put(initial, trainer.replicated)
+        trainer.data.begin(0)
+        compute(calls)
+        return hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(jax.device_get(state)))).hexdigest()[:16]
+
+    return Prepared(compute, steps_per_call, compile_seconds, peak_device_bytes, settings, digest)
 
 
 def _prepare_inference(case: Case, trainer: Trainer, state: Any, settings: dict[str, Any]) -> Prepared:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from statistics import median
 from typing import Any
@@ -27,7 +28,8 @@ peer's median divided by that of the first of ours: above 1, ours is faster.
 - ours, one step a dispatch: the same program for one step at a time, which shuffles the epoch anew for each.
 - plain Flax: nn.Conv, nn.BatchNorm and optax.sgd as in Flax's own examples, one jitted step a dispatch, state donated,
   one device.
-- PyTorch: eager and `torch.compile` (default mode), channels_last, autocast for bfloat16, otherwise its defaults.
+- PyTorch: eager and `torch.compile` (default mode, or "reduce-overhead" for CUDA graphs), channels_last, autocast for
+  bfloat16, on a GPU the fused SGD and TF32 in matrix products, otherwise its defaults.
 - float32 on a GPU: XLA may round factors to TF32; whether PyTorch does is under Settings.
 - The peers but ours get ready-made batches of random floats, another one each step, and pay nothing for their input.
 - Compile: JAX's trace, lowering and compilation, or the first step of torch.compile; cold, without any cache. On a GPU
@@ -74,9 +76,16 @@ def _gpu() -> str | None:
 
 def render(measured: dict[str, Any]) -> str:
     """Return the report; see driver.main for the parts of `measured`."""
+    rows, settings = table(measured["cases"])
+    parts = ["# Benchmarks", describe(measured), rows, "## Settings", settings]
+    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=measured["seconds"])]) + "\n"
+
+
+def table(cases: Iterable[dict[str, Any]]) -> tuple[str, str]:
+    """Return a table of all peers of all cases, and a list of their settings."""
     rows = [_HEADER]
     settings: dict[str, None] = {}  # each combination once
-    for entry in measured["cases"]:
+    for entry in cases:
         case, results = entry["case"], entry["peers"]
         ours = next((median(r["ms"]) for peer, r in results.items() if peer.startswith("ours") and r["ms"]), None)
         for peer, result in results.items():
@@ -84,11 +93,10 @@ def render(measured: dict[str, Any]) -> str:
                 settings[f"- {peer}: {text}"] = None
             name = f"{case['network']} {case['mode']} {case['dtype']}, batch {case['batch_size']}"
             rows.append(f"| {name} | {peer} | {' | '.join(_cells(case, result, ours))} |")
-    parts = ["# Benchmarks", _machine(measured), "\n".join(rows), "## Settings", "\n".join(settings)]
-    return "\n\n".join([*parts, "## How it is measured", _METHOD.format(seconds=measured["seconds"])]) + "\n"
+    return "\n".join(rows), "\n".join(settings)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Write three significant digits, or all before the point; nothing for None."""
     if value is None:
         return ""
@@ -102,13 +110,14 @@ def _cells(case: dict[str, Any], result: dict[str, Any], ours: float | None) -> 
     cells = [result.get("error", ""), "", "", ""]
     if ms:
         middle = median(ms)
-        spread = f"{_number(min(ms))} to {_number(max(ms))}, {len(ms)} x {result['steps']} steps"
-        cells = [_number(middle), spread, _number(ours and middle / ours), _number(1000 * case["batch_size"] / middle)]
+        spread = f"{number(min(ms))} to {number(max(ms))}, {len(ms)} x {result['steps']} steps"
+        cells = [number(middle), spread, number(ours and middle / ours), number(1000 * case["batch_size"] / middle)]
         cells[0] += f" ({result['error']})" if "error" in result else ""
-    return [*cells, _number(result.get("compile_seconds")), _number(peak and peak / 2**20)]
+    return [*cells, number(result.get("compile_seconds")), number(peak and peak / 2**20)]
 
 
-def _machine(measured: dict[str, Any]) -> str:
+def describe(measured: dict[str, Any]) -> str:
+    """Return a list: machine, software, date and command."""
     machine = measured["machine"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["versions"].items())
     lines = [

@@ -107,8 +107,8 @@ def build(case: Case) -> nn.Module:
     return ResNet(case.num_blocks, bottleneck=bottleneck, num_classes=case.num_classes)
 
 
-def prepare(case: Case, *, compiled: bool = False) -> Prepared:
-    """Make the batches and the network; with `compiled` the first step is run too, since it compiles.
+def prepare(case: Case, *, mode: str | None = None) -> Prepared:
+    """Make the batches and the network; with a `mode` of torch.compile the first step is run too, since it compiles.
 
     Raises:
       UnavailableError: a case for the GPU and a PyTorch without one.
@@ -117,6 +117,7 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
     if on_gpu and not torch.cuda.is_available():
         raise UnavailableError("no CUDA")
     device = torch.device("cuda" if on_gpu else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = True  # as cuDNN and XLA do
     torch.backends.cudnn.benchmark = True  # choose the algorithms for these shapes, as XLA does
     torch.manual_seed(0)
     shape = (case.batch_size, 3, case.image_size, case.image_size)
@@ -130,16 +131,24 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
     train = case.mode == "train"
     network: Any = build(case)
     network.train(train).to(device=device, memory_format=torch.channels_last)
-    forward = torch.compile(network) if compiled else network
-    optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.SGD(
+        network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=on_gpu or None
+    )
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=case.dtype == "bfloat16")
     batches = cycle(pool)
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(network(images), labels)
+
+    forward, compute_loss = network, loss_of
+    if mode:
+        forward, compute_loss = torch.compile(network, mode=mode), torch.compile(loss_of, mode=mode)
 
     def train_steps(steps: int) -> None:
         for images, labels in islice(batches, steps):
             optimizer.zero_grad(set_to_none=True)
             with autocast:
-                loss = functional.cross_entropy(forward(images), labels)
+                loss = compute_loss(images, labels)
             loss.backward()
             optimizer.step()
 
@@ -155,7 +164,7 @@ def prepare(case: Case, *, compiled: bool = False) -> Prepared:
             torch.cuda.synchronize()
 
     compile_seconds = None
-    if compiled:
+    if mode:
         began = time.perf_counter()
         compute(1)
         compile_seconds = time.perf_counter() - began

@@ -7,36 +7,41 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.cases import PEERS, Case, Prepared, UnavailableError
+
+Task = Literal["turn", "profile", "digests"]
+_STEPS = 100  # of a profile and of a digest
 
 
 class Worker:
     """The process, from outside."""
 
-    def __init__(self, case: Case, peer: str, seconds: float, log: Path):
+    def __init__(self, case: Case, peer: str, seconds: float, log: Path, folder: Path | None = None):
         """Start it; the first reply is there when it is ready.
 
         Args:
           case, peer: what it measures.
           seconds: of a turn, about.
           log: file for what libraries print.
+          folder: of another checkout, whose resnet_jax is measured.
         """
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, case, peer, seconds, log))
+        self.process = context.Process(target=_serve, args=(theirs, case, peer, seconds, log, folder))
         self.process.start()
         theirs.close()
 
-    def ask(self) -> None:
-        """Let it take a turn."""
+    def ask(self, task: Task = "turn") -> None:
+        """Let it take a turn, or do what else it can."""
         with contextlib.suppress(BrokenPipeError):  # reply() tells why
-            self._connection.send(True)
+            self._connection.send(task)
 
     def reply(self, until: float) -> dict[str, Any]:
         """Return its reply, or {"error": "a word or two"} if it failed, died or was not ready by time.monotonic()."""
@@ -56,27 +61,41 @@ class Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: Path) -> None:
+def _serve(connection: Connection, case: Case, peer: str, seconds: float, log: Path, folder: Path | None) -> None:
     os.setsid()  # a process group of its own, which is ended as a whole
     with log.open("ab") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     try:
         module, options = PEERS[peer]
+        if folder is not None:
+            sys.path.insert(0, str(folder))
+            assert Path(importlib.import_module("resnet_jax").__path__[0]).parent == folder.resolve()
         prepared: Prepared = importlib.import_module(module).prepare(case, **options)
         calls = _calibrate(prepared, seconds)
         connection.send({"settings": prepared.settings, "compile_seconds": prepared.compile_seconds})
-        while connection.recv():
-            prepared.compute(1)  # memory that was given back while the others worked is slow at first
-            steps = calls * prepared.steps_per_call
-            ms = 1000 * _timed(prepared, calls) / steps
-            peak = prepared.peak_device_bytes() or _peak_host_bytes()
-            connection.send({"ms": ms, "steps": steps, "peak_bytes": peak})
+        while True:
+            connection.send(_do(connection.recv(), prepared, calls))
     except EOFError:
         pass
     except Exception as error:  # whatever a library raises becomes a cell of the table
         traceback.print_exc()
         connection.send({"error": _in_a_word(error)})
+
+
+def _do(task: Task, prepared: Prepared, calls: int) -> dict[str, Any]:
+    some = max(1, _STEPS // prepared.steps_per_call)
+    if task == "digests":
+        assert prepared.digest
+        return {"digests": [prepared.digest(some) for _ in range(2)], "digest_steps": some * prepared.steps_per_call}
+    prepared.compute(1)  # memory that was given back while the others worked is slow at first
+    if task == "profile":
+        from benchmarks.gpu.profile import profile
+
+        return {"profile": profile(lambda: prepared.compute(some), some * prepared.steps_per_call)}
+    steps = calls * prepared.steps_per_call
+    ms = 1000 * _timed(prepared, calls) / steps
+    return {"ms": ms, "steps": steps, "peak_bytes": prepared.peak_device_bytes() or _peak_host_bytes()}
 
 
 def _timed(prepared: Prepared, calls: int) -> float:

@@ -1,0 +1,1 @@
+"""What someone with a GPU for some minutes runs: python -m benchmarks.gpu."""
