@@ -7,7 +7,11 @@
 # make lint      ruff (check and format) and mypy
 # make lock      resolve requirements.txt again from pyproject.toml
 
+# On a machine with an NVIDIA card JAX is installed for CUDA 13 (several GB); make CUDA=no installs it for the CPU.
+
 PYTHON ?= python3
+CUDA ?= $(if $(wildcard /proc/driver/nvidia),yes,no)
+REQUIREMENTS := requirements$(if $(filter yes,$(CUDA)),-cuda).txt
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
@@ -42,9 +46,9 @@ lock: .venv/complete
 	$(BIN)/pip-compile --quiet --extra all --extra dev --unsafe-package resnet-jax --unsafe-package pip --unsafe-package setuptools --strip-extras --no-emit-index-url --no-emit-find-links --output-file requirements.txt pyproject.toml
 
 # The stamp is written last: an interrupted installation is taken up again, a finished one never repeated.
-.venv/complete: requirements.txt
+.venv/complete: requirements.txt $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
 	@touch $@

@@ -175,6 +175,8 @@ class RunConfig:
     """Steps between checkpoints; one more is saved at the end."""
     keep: FreeOnResume[PositiveInt] = 3
     """Last checkpoints to keep; the one best on the validation split stays too."""
+    require: FreeOnResume[Literal["any", "gpu", "tpu", "cpu"]] = "any"
+    """What JAX must run on: a job for a GPU ends at once where it would train on the CPU."""
     on_log_error: FreeOnResume[Literal["stop", "continue"]] = "stop"
     """What to do when a log, curves.png or the output cannot be written, on a full disk say: stop, or go on without
     it. A checkpoint that cannot be written always stops the run."""

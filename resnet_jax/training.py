@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -35,7 +36,9 @@ from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
 from resnet_jax.parallel import hosts
+from resnet_jax.parallel.backend import require, warning
 from resnet_jax.parallel.devices import compiler_options, counts_steps, description, make_shardings
+from resnet_jax.parallel.memory import TooLittleMemoryError, check_memory, explained, training_remedies
 from resnet_jax.parallel.signals import StopSignal
 from resnet_jax.run.checkpoint import Checkpoints, read_state
 from resnet_jax.run.lock import lock
@@ -65,6 +68,7 @@ def train(config: Config) -> Metrics:
 
     Raises:
       UserError: a mistake in the configuration, the data or the work directory; nothing was written.
+      TooLittleMemoryError: of a device; a new work directory is removed, checkpoints stay.
       DivergedError: a loss, gradient, parameter or statistic that is not finite; the last good checkpoint is named.
       BrokenDataError: too many images cannot be read.
       StorageError: the disk does not take a checkpoint or a log; complete checkpoints stay.
@@ -72,6 +76,7 @@ def train(config: Config) -> Metrics:
       Interrupted: SIGINT or SIGTERM; the run is saved.
     """
     hosts.connect(config.hosts)
+    require(config.run.require)
     config = dataclasses.replace(config, hosts=HostsConfig())  # where its processes run is no part of a run
     try:
         return _train_together(config)
@@ -181,6 +186,7 @@ class Trainer:
     def begin(self, state: TrainState) -> None:
         """Compile what train() needs, and go to the images of the next step of `state`."""
         self.train_program = self.train_program.lower(state, *self.data.begin(int(state.step))).compile()
+        check_memory(self.train_program, "a training step", training_remedies(self.config))
 
     def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
         """Make the next `count` steps after begin() in one dispatch, data.most_steps at most, without waiting for them.
@@ -195,7 +201,8 @@ class Trainer:
         It is given up, and None returned, if stop() becomes true, which is asked before each batch.
         """
         total = jax.device_put(Metrics.zeros(len(self.inputs.class_names)), self.replicated)
-        with contextlib.closing(self.data.eval_arrays(split)) as batches:
+        remedies = [f"--data.eval-batch-size below {self.config.data.eval_batch_size}"]
+        with contextlib.closing(self.data.eval_arrays(split)) as batches, explained("an evaluation", remedies):
             for arrays in batches:
                 if stop():
                     return None
@@ -231,6 +238,7 @@ def _train_together(config: Config) -> Metrics:
             if hosts.is_first():
                 if not resumes:
                     create_workdir(workdir, config, trainer.inputs)
+                    stack.push(partial(_leave_nothing, workdir))
                     stack.enter_context(lock(workdir))
                 warnings = recover(workdir)
         with hosts.all_hosts():
@@ -240,8 +248,10 @@ def _train_together(config: Config) -> Metrics:
         stack.enter_context(log)
         last = checkpoints.latest()
         with hosts.all_hosts():
-            for warning in warnings:
-                log.warn(f"warning: {warning}")
+            for line in warnings:
+                log.warn(f"warning: {line}")
+            if hosts.is_first() and (unused := warning()):
+                log.warn(unused)
             if last:
                 log.say(f"{workdir}: going on after step {last}")
         if last is None:
@@ -253,7 +263,8 @@ def _train_together(config: Config) -> Metrics:
             state = read_state(workdir, last, trainer.abstract_state())  # recover() has verified it
         agreed = hosts.AgreedStop(stop, trainer.by_image, trainer.replicated)
         try:
-            return _train(trainer, state, checkpoints, log, agreed)
+            with explained("training", training_remedies(config)):
+                return _train(trainer, state, checkpoints, log, agreed)
         except (NotFinite, BrokenDataError) as error:  # in all processes
             checkpoints.close()
             if isinstance(error, NotFinite):
@@ -263,6 +274,13 @@ def _train_together(config: Config) -> Metrics:
             # All are interrupted after the same step. Anything else may be of this process alone.
             error.at_once = jax.process_count() > 1 and not isinstance(error, Interrupted)
             raise
+
+
+def _leave_nothing(workdir: Path, kind: object, error: object, traceback: object) -> None:
+    """Remove a new work directory for whose training the memory is too small: it would refuse another batch size."""
+    del kind, traceback
+    if isinstance(error, TooLittleMemoryError) and not saved_steps(workdir):
+        shutil.rmtree(workdir)
 
 
 def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Trained | None]:
@@ -328,7 +346,8 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
     trainer.begin(state)
     compile_seconds = round(time.perf_counter() - began, 2)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    log.start(step, parameters=parameters, compile_seconds=compile_seconds, **description())
+    precision = trainer.config.optim.precision
+    log.start(step, parameters=parameters, precision=precision, compile_seconds=compile_seconds, **description())
     monitor = Monitor(step, trainer.config, data, log)
     results: Results | None = None
     if not evaluated:  # a signal came before

@@ -142,7 +142,9 @@ def _import(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from resnet_jax.convert.weights_out import export
+    from resnet_jax.parallel.backend import share_the_card
 
+    share_the_card()
     difference = export(options.workdir, options.format, options.out, names=options.names, step=options.step)
     print(f"exported {options.workdir} to {options.out}; reloaded and compared: largest difference {difference:.3g}")
     return 0

@@ -22,6 +22,7 @@ from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.fully_convolutional import fully_convolutional_logits
 from resnet_jax.models.precision import full_float32
 from resnet_jax.parallel.devices import cores, make_shardings
+from resnet_jax.parallel.memory import explained
 
 _RUN_AHEAD = 2  # batches that the host may be ahead of the device
 _STEPS_OF_SIZE = 4  # an array is longer than its images by at most this part of the shorter side
@@ -40,6 +41,9 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
 
     Returns:
       [N, num_classes] float64; each row sums to 1.
+
+    Raises:
+      TooLittleMemoryError: a batch does not fit into the device's memory.
     """
     logits = _make_logits(trained, protocol)
     totals = np.zeros((len(images), len(trained.origin.inputs.class_names)))
@@ -50,12 +54,13 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
         for of_views in np.asarray(on_device, np.float64):  # as they are, and mirrored
             np.add.at(totals, indices, _softmax(of_views[: len(indices)]))
 
-    for batch in _batches(images, protocol, batch_size, jax.device_count()):
-        pending.append((batch.indices, logits(batch)))
-        while len(pending) > _RUN_AHEAD:
+    with explained("testing", [f"a --batch-size below {batch_size}"]):
+        for batch in _batches(images, protocol, batch_size, jax.device_count()):
+            pending.append((batch.indices, logits(batch)))
+            while len(pending) > _RUN_AHEAD:
+                finish()
+        while pending:
             finish()
-    while pending:
-        finish()
     return totals / totals.sum(1, keepdims=True)  # each view has added 1
 
 

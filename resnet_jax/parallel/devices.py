@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import Config
+from resnet_jax.parallel.backend import share_the_card, versions
 
 
 def configure(config: Config | None = None) -> None:
@@ -20,9 +22,15 @@ def configure(config: Config | None = None) -> None:
 
     - The cores of a CPU become devices, as many as the batch divides over, or all of them without a config (for a
       program that only tests): two devices of one core take less time than one of two (docs/performance.md).
+    - A program that only tests takes a GPU's memory as it needs it, not in advance (backend.share_the_card).
     - Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, by default ~/.cache/resnet_jax, so that a second
       start is fast; JAX_ENABLE_COMPILATION_CACHE=0 turns that off.
     """
+    if config is None:
+        share_the_card()
+    else:  # backend.warning() says it with a way out
+        jax_log = logging.getLogger("jax._src.xla_bridge")
+        jax_log.addFilter(lambda record: "a CUDA-enabled jaxlib is not installed" not in record.getMessage())
     if _setting("jax_compilation_cache_dir") is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet_jax"))
@@ -94,8 +102,7 @@ def environment() -> dict[str, Any]:
     """Name versions and devices."""
     device = jax.devices()[0]
     return {
-        "python": platform.python_version(),
-        "jax": jax.__version__,
+        **versions(),
         "platform": device.platform,
         "device": processor() if device.platform == "cpu" else device.device_kind,
         "devices": jax.device_count(),
@@ -103,11 +110,13 @@ def environment() -> dict[str, Any]:
 
 
 def description() -> dict[str, Any]:
-    """Return what the log of a run should say of it."""
+    """Return what the log of a run should say of how its programs are compiled."""
     enabled = _setting("jax_enable_compilation_cache")
     described = {"compilation_cache": _setting("jax_compilation_cache_dir") if enabled else "off"}
     if flags := os.environ.get("XLA_FLAGS"):
         described["XLA_FLAGS"] = flags
+    if options := compiler_options():
+        described["compiler_options"] = options
     return described
 
 
