@@ -38,6 +38,7 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
         assert words[:2] in (
             ["-m", "pip"],
             ["-m", "benchmarks"],
+            ["-m", "benchmarks.gpu"],
             ["-m", "benchmarks.input_pipeline"],
             ["-m", "pytest"],
             ["-m", "reliability.crash"],
