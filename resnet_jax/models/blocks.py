@@ -14,6 +14,23 @@ ZeroChannels = Literal["end", "both"]
 StrideOn = Literal["1x1", "3x3"]
 
 
+@jax.custom_jvp
+def relu_at_end(x: jax.Array) -> jax.Array:
+    """Rectify the end of a block; the mask of its gradient is read off the output, which the next block keeps anyway.
+
+    Otherwise XLA for GPUs adds residual and shortcut once more for the mask (docs/performance.md).
+    """
+    return nn.relu(x)
+
+
+@relu_at_end.defjvp
+def _relu_at_end_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = nn.relu(*primals)
+    if jax.default_backend() == "gpu":
+        y = jax.lax.optimization_barrier(y)
+    return y, jnp.where(y > 0, *tangents, 0)
+
+
 class Block(nn.Module):
     """A residual function and its shortcut; the residual function is what the two kinds below differ in.
 
@@ -44,7 +61,7 @@ class Block(nn.Module):
         y = self.residual(x, train=train)
         if self.shortcut != "none":
             y = y + self._shortcut(x, y.shape, train=train)
-        return nn.relu(y)  # after the addition (Sec. 3.2)
+        return relu_at_end(y)  # after the addition (Sec. 3.2)
 
     def _shortcut(self, x: jax.Array, shape: tuple[int, ...], *, train: bool) -> jax.Array:
         """Bring x to the shape of the residual."""

@@ -10,7 +10,7 @@ import pytest
 from slow_dense import random_variables
 
 from resnet_jax import cifar_resnet, create_model
-from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.blocks import BasicBlock, relu_at_end
 from resnet_jax.models.conv import conv
 from resnet_jax.models.norm import BatchNorm
 
@@ -168,3 +168,14 @@ def test_an_identity_block_is_the_identity_plus_the_residual():
     np.testing.assert_allclose(block.apply(variables, x, train=False), x + 0.5, rtol=1e-6)
     plain = BasicBlock(filters=4, stride=1, shortcut="none", zero_channels="end", conv=conv, norm=BatchNorm)
     np.testing.assert_array_equal(plain.apply(variables, x, train=False), 0.5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_rectifier_at_the_end_of_a_block_is_one(backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = jnp.array([-2.0, -0.0, 0.0, 0.5, 3.0])
+    y, pull_back = jax.vjp(relu_at_end, x)
+    np.testing.assert_array_equal(y, [0, 0, 0, 0.5, 3])
+    np.testing.assert_array_equal(*pull_back(jnp.full(5, 7.0)), [0, 0, 0, 7, 7])
+    program = jax.jit(jax.grad(lambda x: relu_at_end(x).sum())).lower(x).as_text()
+    assert ("optimization_barrier" in program) == (backend == "gpu")
