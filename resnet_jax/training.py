@@ -36,7 +36,7 @@ from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
 from resnet_jax.parallel import hosts
-from resnet_jax.parallel.backend import require, warning
+from resnet_jax.parallel.backend import require, unused_card
 from resnet_jax.parallel.devices import compiler_options, counts_steps, description, make_shardings
 from resnet_jax.parallel.memory import TooLittleMemoryError, check_memory, explained, training_remedies
 from resnet_jax.parallel.signals import StopSignal
@@ -248,10 +248,10 @@ def _train_together(config: Config) -> Metrics:
         stack.enter_context(log)
         last = checkpoints.latest()
         with hosts.all_hosts():
-            for line in warnings:
-                log.warn(f"warning: {line}")
-            if hosts.is_first() and (unused := warning()):
-                log.warn(unused)
+            for warning in warnings:
+                log.warn(f"warning: {warning}")
+            if hosts.is_first() and (unused := unused_card()):
+                log.warn(f"warning: {unused}")
             if last:
                 log.say(f"{workdir}: going on after step {last}")
         if last is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -38,11 +39,21 @@ def require(backend: str) -> None:
         raise UserError(f"--run.require {backend}: JAX {jax.__version__} runs on a {found} here{_way_to_cuda()}")
 
 
-def warning() -> str | None:
+def leave_to_unused_card() -> None:
+    """Keep JAX from saying, without a way out, what unused_card() says; call it before JAX computes."""
+    if _DRIVER.exists():  # under WSL 2, say, there is a card without it, and JAX's word stays
+        logging.getLogger("jax._src.xla_bridge").addFilter(_is_other)
+
+
+def _is_other(record: logging.LogRecord) -> bool:
+    return "a CUDA-enabled jaxlib is not installed" not in record.getMessage()
+
+
+def unused_card() -> str | None:
     """Tell of an NVIDIA card that JAX does not use, unless JAX_PLATFORMS asks for that."""
     if jax.default_backend() != "cpu" or "JAX_PLATFORMS" in os.environ or not _DRIVER.exists():
         return None
-    return f"warning: this machine has an NVIDIA card, and JAX runs on the CPU{_way_to_cuda()}"
+    return f"this machine has an NVIDIA card, and JAX runs on the CPU{_way_to_cuda()}"
 
 
 def _way_to_cuda() -> str:

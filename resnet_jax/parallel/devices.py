@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import platform
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.config import Config
-from resnet_jax.parallel.backend import share_the_card, versions
+from resnet_jax.parallel.backend import leave_to_unused_card, share_the_card, versions
 
 
 def configure(config: Config | None = None) -> None:
@@ -28,9 +27,8 @@ def configure(config: Config | None = None) -> None:
     """
     if config is None:
         share_the_card()
-    else:  # backend.warning() says it with a way out
-        jax_log = logging.getLogger("jax._src.xla_bridge")
-        jax_log.addFilter(lambda record: "a CUDA-enabled jaxlib is not installed" not in record.getMessage())
+    else:
+        leave_to_unused_card()
     if _setting("jax_compilation_cache_dir") is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet_jax"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,10 +40,8 @@ def check_memory(compiled: Any, what: str, remedies: Sequence[str]) -> None:
         held = max(stats.get("bytes_in_use", 0), analysis.argument_size_in_bytes)
         new = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         if held + new > stats["bytes_limit"]:
-            raise TooLittleMemoryError(
-                f"{what} needs {(held + new) / _GIB:.1f} GiB, and JAX may use {stats['bytes_limit'] / _GIB:.1f} GiB of"
-                f" {device.device_kind}{_others()}; what helps: {', '.join([*remedies, *_take_more()])}"
-            )
+            needs, has = (f"{size / _GIB:.1f} GiB" for size in (held + new, stats["bytes_limit"]))
+            raise _too_little(f"{what} needs {needs}, and JAX may use {has} of {device.device_kind}", remedies)
 
 
 @contextlib.contextmanager
@@ -53,10 +52,12 @@ def explained(what: str, remedies: Sequence[str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise TooLittleMemoryError(
-            f"{jax.devices()[0].device_kind} has too little memory for {what} ({reason(error)}){_others()};"
-            f" what helps: {', '.join([*remedies, *_take_more()])}"
-        ) from error
+        kind = jax.devices()[0].device_kind
+        raise _too_little(f"{kind} has too little memory for {what} ({reason(error)})", remedies) from error
+
+
+def _too_little(said: str, remedies: Sequence[str]) -> TooLittleMemoryError:
+    return TooLittleMemoryError(f"{said}{_others()}; what helps: {', '.join([*remedies, *_take_more()])}")
 
 
 def training_remedies(config: Config) -> list[str]:
@@ -89,6 +90,6 @@ def _others() -> str:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    rows = [line.split(", ") for line in listed.splitlines()]
+    rows = re.findall(r"^(\d+), (.*), (\d+)$", listed, re.MULTILINE)
     others = [f"{name} (process {pid}, {mib} MiB)" for pid, name, mib in rows if int(pid) != os.getpid()]
     return f"; the card is also held by {', '.join(others)}" if others else ""

@@ -1,5 +1,6 @@
 """Which backend JAX takes, how much of a card, and what is said of it."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -36,20 +37,36 @@ def test_a_card_that_is_not_used(monkeypatch):
     way = rf"JAX for the card: pip install 'jax\[cuda13\]=={jax.__version__}'"
     with pytest.raises(UserError, match=way):
         backend.require("gpu")
-    said = backend.warning()
-    assert said.startswith("warning: this machine has an NVIDIA card, and JAX runs on the CPU; JAX for the card: pip ")
+    said = backend.unused_card()
+    assert said.startswith("this machine has an NVIDIA card, and JAX runs on the CPU; JAX for the card: pip ")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert backend.warning() is None  # the user has said so
+    assert backend.unused_card() is None  # the user has said so
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert backend.warning() is None
+    assert backend.unused_card() is None
     assert backend.versions()["driver"] == "580.95.05"
+
+
+@pytest.mark.usefixtures("card")
+def test_jax_does_not_say_it_once_more(monkeypatch):
+    log = logging.getLogger("jax._src.xla_bridge")
+    monkeypatch.setattr(log, "filters", [])
+    said = log.makeRecord(log.name, logging.WARNING, "", 0, "a CUDA-enabled jaxlib is not installed.", (), None)
+    other = log.makeRecord(log.name, logging.WARNING, "", 0, "something else", (), None)
+    for _ in range(2):
+        backend.leave_to_unused_card()
+    assert len(log.filters) == 1
+    assert (bool(log.filter(said)), bool(log.filter(other))) == (False, True)
+    monkeypatch.setattr(log, "filters", [])
+    monkeypatch.setattr(backend, "_DRIVER", Path("nowhere"))
+    backend.leave_to_unused_card()
+    assert log.filter(said)  # nothing else would
 
 
 def test_no_card_no_warning(monkeypatch):
     monkeypatch.setattr(backend, "_DRIVER", Path("nowhere"))
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert backend.warning() is None
+    assert backend.unused_card() is None
     assert backend.driver() is None
 
 

@@ -48,7 +48,12 @@ def test_what_is_needed_is_compared_with_what_there_is(monkeypatch):
 
 
 def test_who_else_holds_the_card(monkeypatch):
-    card(monkeypatch, in_use=0, limit=10, listed=f"4711, python, 20000\n{memory.os.getpid()}, python, 500\n")
+    card(
+        monkeypatch,
+        in_use=0,
+        limit=10,
+        listed=f"4711, python, 20000\n{memory.os.getpid()}, python, 500\n9, [Not Found], [N/A]\n",
+    )
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
     with pytest.raises(
         TooLittleMemoryError, match=r"H100; the card is also held by python \(process 4711, 20000 MiB\);"
