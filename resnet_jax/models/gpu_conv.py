@@ -37,13 +37,12 @@ def conv_general_dilated(
 def _pads(length: int, size: int, padding: Pads) -> tuple[Pads, Pads]:
     """Return the padding of image and kernel, along one axis, after which pairs of taps are on pairs of pixels.
 
-    Tap k of output i is on pixel 2 i + k - before, so that an odd `before` puts a zero in front of the kernel.
+    Tap k of output i is on pixel 2 i + k of the padded image, so a kernel of odd size gets a zero at its end.
     """
     before, after = padding
-    first = before % 2
     outputs = (length + before + after - size) // 2 + 1
-    taps = first + size + (first + size) % 2
-    return (before + first, 2 * (outputs - 1) + taps - before - first - length), (first, taps - first - size)
+    taps = size + size % 2
+    return (before, 2 * (outputs - 1) + taps - before - length), (0, taps - size)
 
 
 def _pack(x: jax.Array, pads: Sequence[Pads]) -> jax.Array:
