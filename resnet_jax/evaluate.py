@@ -18,12 +18,11 @@ from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import Protocol, ProtocolName, make_protocol
 from resnet_jax.errors import DivergedError, UserError
 from resnet_jax.files import append_line, atomic_write
-from resnet_jax.inference.load import Trained, load
+from resnet_jax.inference.load import Trained, load, read_config
 from resnet_jax.inference.predict import predict
 from resnet_jax.metrics import Metrics, wrong_images
 from resnet_jax.parallel.devices import environment
 from resnet_jax.run.records import EVALUATIONS
-from resnet_jax.run.workdir import load_config
 
 _RECORDED = {"error": "top1_error"}  # what it is called there
 
@@ -146,7 +145,8 @@ def evaluate(
     """Test the networks of work directories on every test image once, over all devices.
 
     Args:
-      workdirs: of runs or imports. The networks may differ in depth, input size and preprocessing.
+      workdirs: of runs or imports, or other sources of load(). The networks may differ in depth, input size and
+        preprocessing.
       protocol: "single", "10crop" or "multiscale"; see views.Protocol for what is averaged.
       scales: see views.make_protocol.
       data_dir: where the data set is now, if not where it was.
@@ -160,7 +160,7 @@ def evaluate(
     if step is not None and len(workdirs) > 1:
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
     folders = [Path(workdir) for workdir in workdirs]
-    configs = [load_config(folder) for folder in folders]  # first: it tells a mistake at once
+    configs = [read_config(folder) for folder in folders]  # first: it tells a mistake at once
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
@@ -192,12 +192,16 @@ def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | No
 def record(evaluation: Evaluation) -> None:
     """Append an evaluation to evaluations.jsonl of each work directory, where the paper's tables look for it.
 
+    A network that comes from a file has none.
+
     Raises:
       UserError: it cannot be written.
     """
     line = json.dumps({"time": round(time.time(), 3), **environment(), **evaluation.summary()})
     for member in evaluation.members:
         path = member.workdir / EVALUATIONS
+        if not member.workdir.is_dir():
+            continue
         try:
             with open(path, "ab", buffering=0, opener=_no_link) as file:
                 append_line(file, line)

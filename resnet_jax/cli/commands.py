@@ -34,9 +34,13 @@ def make_parser() -> ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_summary)
 
-    command = commands.add_parser("import", help="make a work directory from weights that others trained")
+    command = commands.add_parser("import", help="make a work directory from a file of weights")
     command.add_argument("file", type=Path, metavar="FILE", help=".pth, .th, .pt, .safetensors or .caffemodel")
-    command.add_argument("--model", required=True, metavar="NAME", help="such as resnet20, resnet50, vgg16")
+    command.add_argument(
+        "--model",
+        metavar="NAME",
+        help="such as resnet20, resnet50, vgg16; a file of export says it itself, and all of the following",
+    )
     command.add_argument("--out", type=Path, required=True, metavar="WORKDIR", help="folder to make")
     command.add_argument(
         "--preprocessing",
@@ -53,7 +57,9 @@ def make_parser() -> ArgumentParser:
     command.set_defaults(run=_import)
 
     command = commands.add_parser("export", help="write the weights of a work directory for other programs")
-    command.add_argument("workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import")
+    command.add_argument(
+        "workdir", type=Path, metavar="WORKDIR", help="of train.py or of an import; or the name of a published network"
+    )
     command.add_argument("--format", required=True, choices=("safetensors", "stablehlo", "onnx"))
     command.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
     command.add_argument("--step", type=int, metavar="N", help="checkpoint to export; default: the last")
@@ -61,7 +67,14 @@ def make_parser() -> ArgumentParser:
         "--names",
         choices=("torch", "resnet_jax"),
         default="torch",
-        help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours",
+        help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours, which load() takes",
+    )
+    command.add_argument(
+        "--metadata",
+        nargs="+",
+        metavar="NAME=TEXT",
+        default=[],
+        help="more metadata, such as license=MIT",
     )
     command.set_defaults(run=_export)
 
@@ -125,6 +138,7 @@ def _summary(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from resnet_jax.convert.weights_in import import_weights
+    from resnet_jax.paper.networks import network_name
 
     config = import_weights(
         options.file,
@@ -136,7 +150,8 @@ def _import(options: argparse.Namespace) -> int:
     )
     model = config.model
     stride = f", stride on the {model.stride_on}" if model.family == "imagenet" and model.depth >= 50 else ""
-    print(f"imported {options.file} into {options.out}: {options.model}, shortcut {model.shortcut}{stride}")
+    shortcut = "" if model.family == "vgg" else f", shortcut {model.shortcut}"
+    print(f"imported {options.file} into {options.out}: {network_name(model)}{shortcut}{stride}")
     return 0
 
 
@@ -145,8 +160,25 @@ def _export(options: argparse.Namespace) -> int:
     from resnet_jax.parallel.backend import share_the_card
 
     share_the_card()
-    difference = export(options.workdir, options.format, options.out, names=options.names, step=options.step)
-    print(f"exported {options.workdir} to {options.out}; reloaded and compared: largest difference {difference:.3g}")
+    pairs = [text.partition("=") for text in options.metadata]
+    if wrong := [name + sign for name, sign, _ in pairs if not (name and sign)]:
+        raise UserError(f"--metadata takes NAME=TEXT; got {wrong[0]}")
+    if pairs and options.format != "safetensors":
+        raise UserError(f"--metadata goes with --format safetensors, not {options.format}")
+    exported = export(
+        options.workdir,
+        options.format,
+        options.out,
+        names=options.names,
+        step=options.step,
+        metadata={name: text for name, _, text in pairs},
+    )
+    print(
+        f"exported {options.workdir} to {options.out}; read by {exported.compared_with}:"
+        f" largest difference {exported.difference:.3g}"
+    )
+    if exported.explanation:
+        print(f"\n{exported.explanation}")
     return 0
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.errors import UserError, optional, reason
+from resnet_jax.errors import UserError, reason
+from resnet_jax.run.network_file import SUFFIX, read_safetensors
 
 _TORCH_SUFFIXES = (".pth", ".th", ".pt")
 _CONTAINERS = ("state_dict", "model")  # under which training scripts keep the tensors
@@ -26,7 +27,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"no file {path}")
-    if path.suffix == ".safetensors":
+    if path.suffix == SUFFIX:
         tensors = read_safetensors(path)
     elif path.suffix in _TORCH_SUFFIXES:
         tensors = _read_torch(path)
@@ -70,21 +71,3 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         return {name: tensor.detach().float().numpy() for name, tensor in content.items()}
     except (RuntimeError, TypeError) as error:  # a sparse tensor, say
         raise UserError(f"{path} holds other than plain tensors: {reason(error)}") from error
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Read a .safetensors file, whatever its name.
-
-    Raises:
-      UserError: it is damaged, or safetensors is not installed.
-    """
-    safetensors = optional("safetensors.numpy", extra="convert")
-    try:
-        return safetensors.load_file(path)
-    except Exception as error:  # the library's own, and what the types and shapes in a damaged header make numpy raise
-        raise UserError(f"{path} is damaged or not a .safetensors file: {reason(error)}") from error
-
-
-def write_safetensors(tensors: dict[str, np.ndarray], path: Path) -> None:
-    """Write arrays to a .safetensors file."""
-    optional("safetensors.numpy", extra="convert").save_file(tensors, path)

@@ -7,14 +7,19 @@ from typing import Any, Literal
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_jax.errors import UserError
-from resnet_jax.models import VGG, Model
+from resnet_jax.models import VGG, Model, ResNet
+from resnet_jax.run.network_file import exactly
 
 Layout = Literal["torchvision", "cifar"]
 Path = tuple[str, ...]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _FC6_INPUT = (7, 7, 512)  # height, width, channels of the map that VGG flattens
+
+
+def layout_of(model: Model) -> Layout:
+    """Return whose names PyTorch's users have for a network."""
+    return "cifar" if isinstance(model, ResNet) and model.stem == "cifar" else "torchvision"
 
 
 def torch_name(path: Path, model: Model, layout: Layout) -> str:
@@ -73,53 +78,72 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def tensors_from_variables(variables: dict[str, Any], model: Model, layout: Layout) -> dict[str, np.ndarray]:
-    """Return all parameters and running statistics under PyTorch's names, float32."""
+    """Return all parameters and running statistics under PyTorch's names, float32.
+
+    With option A they are always those of the network with half of the zero channels on each side, as PyTorch's CIFAR
+    ResNets have it: the same function, and other channels only in another order.
+    """
     flat = flatten_dict(variables["params"]) | flatten_dict(variables["batch_stats"])
-    return {torch_name(path, model, layout): to_torch(path, np.asarray(value)) for path, value in flat.items()}
+    orders = _orders(model)
+    return {
+        torch_name(path, model, layout): to_torch(path, _reordered(path, np.asarray(value), model, orders))
+        for path, value in flat.items()
+    }
 
 
 def variables_from_tensors(
     tensors: dict[str, np.ndarray], model: Model, shapes: dict[str, Any], layout: Layout, source: str
 ) -> dict[str, Any]:
-    """Put tensors under PyTorch's names into variables of the shapes of model.init().
+    """Put tensors under PyTorch's names into variables of the shapes of model.init(); undo tensors_from_variables().
 
     Each tensor is used exactly once; only BN's counters `num_batches_tracked` are left out.
 
     Raises:
       UserError: lists tensors that are missing, left over, of another shape or not finite; `source` names the file.
     """
-    left = {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
-    missing, wrong, not_finite = [], [], []
-    variables = {}
-    for collection in ("params", "batch_stats"):
-        values: dict[Path, np.ndarray] = {}
-        for path, expected in flatten_dict(shapes.get(collection, {})).items():
-            name = torch_name(path, model, layout)
-            wanted = _torch_shape(expected.shape)
-            if name not in left:
-                missing.append(name)
-            elif left[name].shape != wanted:
-                wrong.append(f"{name} {left.pop(name).shape} instead of {wanted}")
-            else:
-                with np.errstate(over="ignore"):  # float64 beyond float32
-                    array = left.pop(name).astype(np.float32)
-                not_finite += [] if np.isfinite(array).all() else [name]
-                values[path] = from_torch(path, array)
-        variables[collection] = unflatten_dict(values)
-    problems = [
-        f"{kind}: {_some(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("left over", sorted(left)),
-            ("of another shape", wrong),
-            ("with numbers that are not finite", not_finite),
-        )
-        if names
-    ]
-    if problems:
-        raise UserError(f"{source} does not fit the network; tensors {'; '.join(problems)}")
-    return variables
+    flat = {collection: flatten_dict(shapes.get(collection, {})) for collection in ("params", "batch_stats")}
+    wanted = {
+        torch_name(path, model, layout): _torch_shape(leaf.shape)
+        for leaves in flat.values()
+        for path, leaf in leaves.items()
+    }
+    counted = {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
+    found = exactly(counted, wanted, source)
+    back = [np.argsort(order) for order in _orders(model)]
+
+    def variable(path: Path) -> np.ndarray:
+        return _reordered(path, from_torch(path, found[torch_name(path, model, layout)]), model, back)
+
+    return {
+        collection: unflatten_dict({path: variable(path) for path in leaves}) for collection, leaves in flat.items()
+    }
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(name[:100] for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _orders(model: Model) -> list[np.ndarray]:
+    """Return for the stem and each stage where its channels come from, with option A and zero channels at the end.
+
+    The new channels of such a stage are behind the old ones; here half of them is put before. Otherwise nothing moves,
+    and nothing is returned.
+    """
+    if isinstance(model, VGG) or (model.shortcut, model.zero_channels) != ("A", "end"):
+        return []
+    orders = [np.arange(model.filters[0])]
+    for filters in model.filters:
+        old = orders[-1]
+        new = np.arange(len(old), filters * (1 if model.block == "basic" else 4))
+        orders.append(np.concatenate([new[: len(new) // 2], old, new[len(new) // 2 :]]))
+    return orders
+
+
+def _reordered(path: Path, array: np.ndarray, model: Model, orders: list[np.ndarray]) -> np.ndarray:
+    """Reorder the channels that a variable shares with shortcuts: what a block takes and gives, and what fc takes."""
+    module, leaf = path[0], path[-1]
+    if not orders or isinstance(model, VGG) or module.startswith("stem"):
+        return array
+    if module == "fc":
+        return array[orders[-1]] if leaf == "kernel" else array
+    stage, block = map(int, module.removeprefix("stage").split("_block"))
+    if path[1] == "conv1":
+        return array[:, :, orders[stage - 1 if block == 1 else stage]]
+    last = "2" if model.block == "basic" else "3"
+    return array[..., orders[stage]] if path[1] in ("conv" + last, "bn" + last) else array

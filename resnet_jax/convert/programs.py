@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from resnet_jax.inference.load import Trained
 from resnet_jax.models.precision import full_float32
 
 _TOLERANCE = 1e-4  # of the largest logit: room for float32 sums in another order, and for nothing else
-_BATCH_SIZES = (1, 7)
 _PLATFORMS = ("cpu", "cuda", "tpu")
 
 Classify = Callable[[Any], Any]  # RGB uint8 [N, H, W, 3] -> logits float32 [N, K]
@@ -45,20 +44,27 @@ def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: P
       CommandError: the file does not give the logits of the network; what was at `path` stays.
     """
     serialize, load = {"stablehlo": (_to_stablehlo, _load_stablehlo), "onnx": (_to_onnx, _load_onnx)}[form]
-    model, variables, inputs = trained.model.clone(dtype=jnp.float32), trained.variables, trained.origin.inputs
-    with _on_cpu():
-        variables, (mean, std) = jax.device_get((variables, tuple(inputs.preprocessing)))  # constants of the program
-
-        def classify(images: jax.Array) -> Any:
-            with full_float32():
-                return model.apply(variables, normalize(images, mean, std), train=False)
-
+    shape = trained.origin.inputs.image_shape
+    with on_cpu():
+        classify = classifier(trained)
         (batch,) = jax.export.symbolic_shape("b")
-        content = serialize(classify, jax.ShapeDtypeStruct((batch, *inputs.image_shape), jnp.uint8))
-        return write_verified(content, path, load, jax.jit(classify), inputs.image_shape)
+        content = serialize(classify, jax.ShapeDtypeStruct((batch, *shape), jnp.uint8))
+        return write_verified(content, path, [load], jax.jit(classify), shape)
 
 
-def _on_cpu() -> Any:
+def classifier(trained: Trained) -> Classify:
+    """Return the function of a network in full float32, to be jitted inside on_cpu(); the weights are its constants."""
+    model, inputs = trained.model.clone(dtype=jnp.float32), trained.origin.inputs
+    variables, (mean, std) = jax.device_get((trained.variables, tuple(inputs.preprocessing)))
+
+    def classify(images: jax.Array) -> Any:
+        with full_float32():
+            return model.apply(variables, normalize(images, mean, std), train=False)
+
+    return classify
+
+
+def on_cpu() -> Any:
     """Return a context that computes on the CPU: accelerators round float32 products, each in its own way."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -102,16 +108,22 @@ def _load_onnx(path: Path) -> Classify:
 
 
 def write_verified(
-    content: bytes, path: Path, load: Callable[[Path], Classify], classify: Classify, image_shape: tuple[int, int, int]
+    content: bytes,
+    path: Path,
+    loads: Sequence[Callable[[Path], Classify]],
+    classify: Classify,
+    image_shape: tuple[int, int, int],
+    batch_sizes: Sequence[int] = (1, 7),
 ) -> float:
     """Write a file under another name, reload it, compare it with the network, and give it its name.
 
     Args:
       content: of the file.
       path: of the file; what is there stays if the comparison fails.
-      load: load(path) returns the function that a file holds.
+      loads: each load(path) returns the function that a file holds, as somebody reads it.
       classify: the network.
-      image_shape: (H, W, 3) of random images, which are compared in batches of 1 and 7.
+      image_shape: (H, W, 3) of random images.
+      batch_sizes: how many of them are compared at a time.
 
     Returns:
       The largest difference of logits, relative to the largest.
@@ -121,16 +133,16 @@ def write_verified(
       CommandError: it cannot be loaded, or gives other logits.
     """
     rng = np.random.default_rng(0)
-    batches = [rng.integers(0, 256, (size, *image_shape), np.uint8) for size in _BATCH_SIZES]
+    batches = [rng.integers(0, 256, (size, *image_shape), np.uint8) for size in batch_sizes]
     expected = [np.asarray(classify(images)) for images in batches]
     with atomic_write(path) as partial:
         partial.write_bytes(content)
         try:
-            reloaded = load(partial)
-            found = [np.asarray(reloaded(images)) for images in batches]
+            read = [load(partial) for load in loads]
+            found = [[np.asarray(reloaded(images)) for images in batches] for reloaded in read]
         except Exception as error:  # a damaged file makes the libraries raise anything
             raise CommandError(f"{path} was not written: it does not read back: {reason(error)}") from error
-        difference = max(map(_difference, found, expected))
+        difference = max(_difference(*pair) for logits in found for pair in zip(logits, expected, strict=True))
         if difference > _TOLERANCE:
             raise CommandError(f"{path} was not written: its logits differ by {difference:.3g} of the largest")
     return difference

@@ -1,4 +1,4 @@
-"""Make a work directory from weights that others trained."""
+"""Make a work directory from a file of weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
 from resnet_jax.convert.files import read_tensors
-from resnet_jax.convert.names import Layout, variables_from_tensors
+from resnet_jax.convert.names import Layout, layout_of, variables_from_tensors
 from resnet_jax.data.sources.cifar10 import CLASS_NAMES
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
 from resnet_jax.models.blocks import StrideOn
 from resnet_jax.optim import build_optimizer, build_schedule
+from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own, read_safetensors
 from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import create_train_state
 
@@ -37,7 +38,7 @@ PREPROCESSING: dict[str, tuple[tuple[float, float, float], tuple[float, float, f
 _HEADS = {"cifar": "linear.weight", "torchvision": "fc.weight", "vgg": "classifier.6.weight"}
 
 
-def import_weights(file: Path, model_name: str, workdir: Path, **options: Any) -> Config:
+def import_weights(file: Path, model_name: str | None, workdir: Path, **options: Any) -> Config:
     """Read weights and write a work directory with them as the checkpoint of step 0.
 
     Args:
@@ -58,34 +59,40 @@ def import_weights(file: Path, model_name: str, workdir: Path, **options: Any) -
 
 def read_weights(
     file: Path,
-    model_name: str,
+    model_name: str | None = None,
     *,
     preprocessing: PreprocessingName | None = None,
     mean_file: Path | None = None,
     stride_on: StrideOn | None = None,
 ) -> tuple[Config, dict[str, Any], Inputs]:
-    """Return a configuration, NumPy variables and what belongs to them, for weights that others trained.
+    """Return the configuration of a network, its variables as NumPy arrays, and its inputs.
 
     Args:
       file: .pth, .th, .pt, .safetensors or .caffemodel.
-      model_name: such as "resnet20", "resnet50", "vgg16".
+      model_name: such as "resnet20", "resnet50", "vgg16"; a file that was exported from here says it itself, and
+        what follows.
       preprocessing: that the weights were trained with; None for the one usual for the layout of the file.
       mean_file: Caffe's mean image (.binaryproto), instead of channel means.
       stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
-        and "3x3" for torchvision. Nothing in a file tells.
+        and "3x3" for torchvision. Nothing in the files of others tells.
 
     Raises:
       UserError: a file that cannot be read or does not fit the network.
     """
-    try:
-        name = parse_name(model_name)
-    except ValueError as error:
-        raise UserError(f"--model: {error}") from error
+    name = None if model_name is None else _parse(model_name)
+    if file.suffix == SUFFIX and file.is_file() and (description := read_description(file)):
+        given = {"--preprocessing": preprocessing, "--mean-file": mean_file, "--stride-on": stride_on}
+        if unneeded := [option for option, value in given.items() if value is not None]:
+            raise UserError(f"{file} was exported from here and says it itself: leave out {', '.join(unneeded)}")
+        _check_name(name, description.config.model, file)
+        return read_exported(file, description)
+    if name is None:
+        raise UserError(f"--model is needed: nothing in {file} says which network it is")
     is_caffe = file.suffix == ".caffemodel"
     tensors = read_caffemodel(file) if is_caffe else read_tensors(file)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
-    num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, model_name)
+    num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, str(model_name))
     side = 32 if name.family == "cifar" else 224
     shape = (side, side, 3)
     mean, std = PREPROCESSING[preprocessing or ("caffe" if is_caffe else "torchvision")]
@@ -96,10 +103,41 @@ def read_weights(
     class_names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(num_classes)))
     dataset = "cifar10" if name.family == "cifar" else "imagenet"
     config = Config(model=model_config, data=DataConfig(dataset, mean=mean if image is None else None, std=std))
-    model = build_model(model_config, num_classes)
-    variables = variables_from_tensors(tensors, model, abstract_variables(model, shape), layout, str(file))
     arrays = Preprocessing(np.asarray(mean if image is None else image, np.float32), np.asarray(std, np.float32))
-    return config, variables, Inputs(shape, class_names, arrays)
+    inputs = Inputs(shape, class_names, arrays)
+    return config, _to_variables(tensors, config, inputs, layout, file), inputs
+
+
+def read_exported(file: Path, description: Description) -> tuple[Config, dict[str, Any], Inputs]:
+    """Return what read_weights() does, of a .safetensors file, whatever its name, that describes itself."""
+    config, inputs = description.config, description.inputs
+    if description.names == "resnet_jax":
+        return config, read_own(file, description), inputs
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, zero_channels="both"))
+    layout = layout_of(build_model(config.model, 1))
+    return config, _to_variables(read_safetensors(file), config, inputs, layout, file), inputs
+
+
+def _to_variables(
+    tensors: dict[str, np.ndarray], config: Config, inputs: Inputs, layout: Layout, file: Path
+) -> dict[str, Any]:
+    model = build_model(dataclasses.replace(config.model, scan_blocks=False), len(inputs.class_names))
+    return variables_from_tensors(tensors, model, abstract_variables(model, inputs.image_shape), layout, str(file))
+
+
+def _parse(model_name: str) -> ModelName:
+    try:
+        return parse_name(model_name)
+    except ValueError as error:
+        raise UserError(f"--model: {error}") from error
+
+
+def _check_name(name: ModelName | None, config: ModelConfig, file: Path) -> None:
+    """Raise UserError if a file holds another network than the one that was named."""
+    plain = config.shortcut == "none" and config.family != "vgg"
+    if name is not None and name != (config.family, config.depth, plain):
+        kind = "vgg" if config.family == "vgg" else "plain" if plain else "resnet"
+        raise UserError(f"{file} holds {kind}{config.depth} by its own word: leave out --model")
 
 
 def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_name: str) -> int:

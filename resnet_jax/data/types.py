@@ -193,14 +193,18 @@ class Inputs(NamedTuple):
 
 
 def check_inputs(inputs: Inputs) -> None:
-    """Check the numbers that images are normalized with.
+    """Check the arrays that images are normalized with.
 
     Raises:
-      UserError: one is not finite, or a standard deviation is not above 0 in float32.
+      UserError: one has another type or shape, is not finite, or a standard deviation is not above 0.
     """
-    mean, std = inputs.preprocessing
-    for name, array in (("mean", mean), ("std", std), ("lighting", inputs.lighting)):
-        if array is not None and not np.isfinite(array).all():
+    shape, _, (mean, std), lighting = inputs
+    for name, array, shapes in (("mean", mean, [(3,), shape]), ("std", std, [(3,)]), ("lighting", lighting, [(3, 3)])):
+        if array is None:
+            continue
+        if array.dtype != np.float32 or array.shape not in shapes:
+            raise UserError(f"the {name} of the images is {array.dtype} {array.shape}")
+        if not np.isfinite(array).all():
             raise UserError(f"the {name} of the images is not finite")
-    if not np.all(np.asarray(std, np.float32) > 0):
-        raise UserError(f"the std of the images must be above 0; it is {np.asarray(std).tolist()}")
+    if not np.all(std > 0):
+        raise UserError(f"the std of the images must be above 0; it is {std.tolist()}")

@@ -1,8 +1,9 @@
-"""Trained networks: load one from a work directory, feed it images, begin another run with its weights."""
+"""Trained networks: load one, feed it images, begin another run with its weights."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnet_jax.config import Config
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
-from resnet_jax.errors import UserError
-from resnet_jax.models import Model, abstract_variables, build_model
+from resnet_jax.errors import UserError, did_you_mean
+from resnet_jax.models import Model, abstract_variables, build_model, stack_blocks
 from resnet_jax.run.checkpoint import read_state
+from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own
 from resnet_jax.run.saved import intact_step
 from resnet_jax.run.workdir import load_config, load_inputs
 
@@ -25,11 +27,15 @@ _STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where trained weights come from: the configuration of the run, the step of the checkpoint, and its inputs."""
+    """Where trained weights come from: the configuration of the run, the step of the checkpoint, and its inputs.
+
+    `metadata` is what else the file says, such as "results", if it was one.
+    """
 
     config: Config
     step: int
     inputs: Inputs
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Trained(NamedTuple):
@@ -43,12 +49,13 @@ class Trained(NamedTuple):
     origin: Origin
 
 
-def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = False) -> Trained:
-    """Load the network of a work directory, onto the first device; the data set is not needed.
+def load(source: str | Path, *, step: int | None = None, scan_blocks: bool = False) -> Trained:
+    """Load a trained network onto the first device; the data set is not needed.
 
     Args:
-      workdir: of a run of train.py, or of an import.
-      step: of the checkpoint; None for the last one that is intact.
+      source: the work directory of a run of train.py or of an import, a .safetensors file of export with our names of
+        tensors, or the name of a published network: one of published().
+      step: of the checkpoint in a work directory; None for the last one that is intact.
       scan_blocks: whether the network is one with stacked blocks, which compiles fast however deep it is. It does
         not matter how it was trained.
 
@@ -56,18 +63,67 @@ def load(workdir: str | Path, *, step: int | None = None, scan_blocks: bool = Fa
       (model, variables, origin): variables holds `params` and `batch_stats`, float32.
 
     Raises:
-      UserError: no work directory, or no such checkpoint or a damaged one.
+      UserError: no such network, or no such checkpoint or a damaged one.
     """
-    workdir = Path(workdir)
-    config, inputs = load_config(workdir), load_inputs(workdir)
+    path = _find(source)
+    described = _describe(path) if path.is_file() else None
+    config, inputs = (described.config, described.inputs) if described else (load_config(path), load_inputs(path))
     model_config = dataclasses.replace(config.model, scan_blocks=scan_blocks, remat=False)
     model = build_model(model_config, len(inputs.class_names))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if described:
+        if step not in (None, described.step):
+            raise UserError(f"{path} holds step {described.step} alone; got --step {step}")
+        variables = read_own(path, described)
+        variables = jax.device_put(stack_blocks(variables) if scan_blocks else variables, device)
+        return Trained(model, variables, Origin(config, described.step, inputs, described.more))
     shapes = abstract_variables(model, inputs.image_shape)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-    step = intact_step(workdir, step)
-    variables = read_state(workdir, step, wanted, partial=True)  # whatever the optimizer was
+    step = intact_step(path, step)
+    variables = read_state(path, step, wanted, partial=True)  # whatever the optimizer was
     return Trained(model, variables, Origin(config, step, inputs))
+
+
+def read_config(source: str | Path) -> Config:
+    """Read how the network of load(source) was trained, and nothing else.
+
+    Raises:
+      UserError: no such network.
+    """
+    path = _find(source)
+    return _describe(path).config if path.is_file() else load_config(path)
+
+
+def published() -> dict[str, Path]:
+    """Return the files of the networks that come with this package, by name, such as "cifar10_resnet20"."""
+    package = Path(__file__).parents[1]
+    folders = [package / "weights", package.parent / "weights"]  # of an installed package, and of a checkout
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {file.stem: file for file in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists() or len(path.parts) > 1:
+        return path
+    known = published()
+    if str(source) not in known:
+        raise UserError(
+            f"{source} is no work directory, no {SUFFIX} file and none of the published networks"
+            f" {', '.join(known)}{did_you_mean(str(source), known)}"
+        )
+    return known[str(source)]
+
+
+def _describe(path: Path) -> Description:
+    """Read what a file of ours says of its network."""
+    description = read_description(path)
+    if description is None or description.names != "resnet_jax":
+        raise UserError(
+            f"{path} has no network in our names of tensors; make a work directory of it:"
+            f" python -m resnet_jax import {path} --out WORKDIR"
+        )
+    return description
 
 
 def preprocess(images: Any, origin: Origin) -> jax.Array:

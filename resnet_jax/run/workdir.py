@@ -139,16 +139,7 @@ def load_inputs(path: Path) -> Inputs:
         arrays = read_arrays(path / "preprocessing.npz")
         preprocessing = Preprocessing(arrays["mean"], arrays["std"])
         inputs = Inputs(described.image_shape, described.class_names, preprocessing, arrays.get("lighting"))
-        _check_arrays(inputs)
         check_inputs(inputs)
         return inputs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read inputs.json and preprocessing.npz in {path}: {reason(error)}") from error
-
-
-def _check_arrays(inputs: Inputs) -> None:
-    """Raise ValueError for arrays that create_workdir() never writes."""
-    shape, _, (mean, std), lighting = inputs
-    for name, array, shapes in (("mean", mean, [(3,), shape]), ("std", std, [(3,)]), ("lighting", lighting, [(3, 3)])):
-        if array is not None and (array.dtype != np.float32 or array.shape not in shapes):
-            raise ValueError(f"the {name} is {array.dtype} {array.shape}")

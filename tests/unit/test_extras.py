@@ -10,7 +10,6 @@ from paths import ROOT, TESTS
 
 from resnet_jax.cli.commands import main
 from resnet_jax.config import Config
-from resnet_jax.convert.files import read_tensors
 from resnet_jax.convert.programs import export_program
 from resnet_jax.data import load_dataset
 from resnet_jax.data.types import Inputs, Preprocessing
@@ -22,7 +21,7 @@ from resnet_jax.paper.make import make
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Modules that the extras alone install.
 MODULES = (
-    "sklearn", "matplotlib", "tensorboardX", "tensorflow_datasets", "tensorflow", "pooch", "safetensors", "flatbuffers",
+    "sklearn", "matplotlib", "tensorboardX", "tensorflow_datasets", "tensorflow", "pooch", "flatbuffers",
     "torch", "jinja2", "markupsafe", "jax2onnx", "onnxruntime",
 )  # fmt: skip
 PROGRAM = f"""
@@ -52,11 +51,6 @@ def export(form):
     return lambda folder: export_program(trained, form, folder / "file")
 
 
-def read_safetensors(folder):
-    (folder / "x.safetensors").write_bytes(b"")
-    return read_tensors(folder / "x.safetensors")
-
-
 @pytest.mark.parametrize(
     ("extra", "module", "package", "use"),
     [
@@ -71,7 +65,6 @@ def read_safetensors(folder):
         ("plots", "matplotlib", "matplotlib", lambda folder: make("figure1", folder)),
         ("report", "jinja2", "jinja2", lambda folder: main(["report", str(folder)])),
         ("report", "matplotlib", "matplotlib", lambda folder: main(["report", str(folder)])),
-        ("convert", "safetensors.numpy", "safetensors", read_safetensors),
         ("convert", "flatbuffers", "flatbuffers", export("stablehlo")),
         ("onnx", "onnxruntime", "onnxruntime", export("onnx")),
     ],

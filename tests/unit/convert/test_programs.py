@@ -116,9 +116,11 @@ def test_other_logits_are_refused_and_the_old_file_stays(tmp_path, spoil):
     path = tmp_path / "network"
     path.write_bytes(b"old")
     with pytest.raises(CommandError, match=r"network was not written: its logits differ by (0.001|inf)"):
-        write_verified(b"new", path, lambda _: lambda images: spoil(classify(images)), classify, (4, 4, 3))
+        write_verified(
+            b"new", path, [lambda _: classify, lambda _: lambda images: spoil(classify(images))], classify, (4, 4, 3)
+        )
     assert path.read_bytes() == b"old"
-    assert write_verified(b"new", path, lambda _: classify, classify, (4, 4, 3)) == 0
+    assert write_verified(b"new", path, [lambda _: classify], classify, (4, 4, 3)) == 0
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
