@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import encoded, write, write_folder
 
-from resnet_jax.config import Config, from_json, to_json
+from resnet_jax.config import Config, ModelConfig, from_json, to_json
 from resnet_jax.convert.caffe import message_classes, read_caffemodel, read_mean
-from resnet_jax.convert.files import read_tensors, write_safetensors
+from resnet_jax.convert.files import read_tensors
 from resnet_jax.data import load_dataset, load_test_images
 from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.sources import cifar10
@@ -32,8 +33,10 @@ from resnet_jax.data.tools.pack import PackOptions, pack
 from resnet_jax.data.tools.statistics import Statistics, load_statistics, save_statistics
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import CommandError, printable
+from resnet_jax.models import abstract_variables, build_model
 from resnet_jax.paper.analysis.responses import Responses, read_responses
 from resnet_jax.run.checkpoint import Checkpoints, restore
+from resnet_jax.run.network_file import Description, own_names, read_description, read_own, to_metadata
 from resnet_jax.run.records import read_evaluations, read_records
 from resnet_jax.run.saved import verify
 from resnet_jax.run.workdir import create_workdir, load_config, load_inputs
@@ -243,7 +246,7 @@ def read_cifar10(folder: pathlib.Path) -> None:
 
 
 def make_safetensors(folder: pathlib.Path) -> None:
-    write_safetensors(
+    safetensors.numpy.save_file(
         {"conv1.weight": np.ones((2, 3), np.float32), "fc.bias": np.ones(2, np.float32)}, folder / "x.safetensors"
     )
 
@@ -251,6 +254,26 @@ def make_safetensors(folder: pathlib.Path) -> None:
 def read_safetensors(folder: pathlib.Path) -> None:
     for array in read_tensors(folder / "x.safetensors").values():
         assert isinstance(array, np.ndarray)
+
+
+def make_network_file(folder: pathlib.Path) -> None:
+    preprocessing = Preprocessing(np.zeros(3, np.float32), np.ones(3, np.float32))
+    config = Config(model=ModelConfig(depth=8))
+    description = Description("resnet_jax", config, 5, Inputs((8, 8, 3), ("ant", "bee"), preprocessing))
+    shapes = abstract_variables(build_model(config.model, 2), (8, 8, 3))
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    safetensors.numpy.save_file(own_names(variables), folder / "x.safetensors", to_metadata(description))
+
+
+def read_network_file(folder: pathlib.Path) -> None:
+    """Its tensors fit the network that its metadata describe, whatever became of both."""
+    file = folder / "x.safetensors"
+    description = read_description(file)
+    if description is None:
+        return
+    assert np.isfinite(description.inputs.preprocessing.mean).all()
+    if description.names == "resnet_jax" and description.config.model.depth < 100:
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read_own(file, description)))
 
 
 def make_caffemodel(folder: pathlib.Path) -> None:
@@ -303,6 +326,7 @@ READERS = (
     Reader("statistics", make_statistics, read_statistics, r"statistics\.npz"),
     Reader("cifar10", make_cifar10, read_cifar10),
     Reader("safetensors", make_safetensors, read_safetensors),
+    Reader("network-file", make_network_file, read_network_file),
     Reader("caffemodel", make_caffemodel, read_caffe),
     Reader("mean-image", make_mean, read_mean_image),
 )
