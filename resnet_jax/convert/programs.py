@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,22 +47,23 @@ def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: P
     serialize, load = {"stablehlo": (_to_stablehlo, _load_stablehlo), "onnx": (_to_onnx, _load_onnx)}[form]
     shape = trained.origin.inputs.image_shape
     with on_cpu():
-        classify = classifier(trained)
+        classify, weights = classifier(trained)
         (batch,) = jax.export.symbolic_shape("b")
-        content = serialize(classify, jax.ShapeDtypeStruct((batch, *shape), jnp.uint8))
-        return write_verified(content, path, [load], jax.jit(classify), shape)
+        content = serialize(partial(classify, weights), jax.ShapeDtypeStruct((batch, *shape), jnp.uint8))
+        # With weights that are no constants: those XLA computes with beforehand, and once did wrongly.
+        return write_verified(content, path, [load], partial(jax.jit(classify), weights), shape)
 
 
-def classifier(trained: Trained) -> Classify:
-    """Return the function of a network in full float32, to be jitted inside on_cpu(); the weights are its constants."""
-    model, inputs = trained.model.clone(dtype=jnp.float32), trained.origin.inputs
-    variables, (mean, std) = jax.device_get((trained.variables, tuple(inputs.preprocessing)))
+def classifier(trained: Trained) -> tuple[Callable[[Any, Any], Any], Any]:
+    """Return classify(weights, images), a network in full float32 to be used inside on_cpu(), and its weights."""
+    model = trained.model.clone(dtype=jnp.float32)
 
-    def classify(images: jax.Array) -> Any:
+    def classify(weights: Any, images: jax.Array) -> Any:
+        variables, preprocessing = weights
         with full_float32():
-            return model.apply(variables, normalize(images, mean, std), train=False)
+            return model.apply(variables, normalize(images, *preprocessing), train=False)
 
-    return classify
+    return classify, jax.device_get((trained.variables, tuple(trained.origin.inputs.preprocessing)))
 
 
 def on_cpu() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -114,10 +115,11 @@ def _recorded(workdir: Path, step: int) -> dict[str, Any]:
 
 def _classifier(trained: Trained) -> Classify:
     """Return the function of a network; equal blocks are stacked, so that it compiles fast."""
-    if isinstance(trained.model, VGG):
-        return jax.jit(classifier(trained))
-    model, variables = trained.model.clone(scan_blocks=True), stack_blocks(trained.variables)
-    return jax.jit(classifier(Trained(model, variables, trained.origin)))
+    if not isinstance(trained.model, VGG):
+        model, variables = trained.model.clone(scan_blocks=True), stack_blocks(trained.variables)
+        trained = Trained(model, variables, trained.origin)
+    classify, weights = classifier(trained)
+    return partial(jax.jit(classify), weights)
 
 
 def _as_we_read_it(path: Path) -> Classify:

@@ -305,7 +305,7 @@ def test_logits_and_loss_are_float32_with_bfloat16_activations():
 )
 def test_preprocessing_that_would_give_nan_is_refused(tmp_path, mean, std, message):
     with pytest.raises(UserError, match=message):
-        describe_inputs(make_config(tmp_path), DATASET, Preprocessing(np.array(mean), np.array(std)))
+        describe_inputs(make_config(tmp_path), DATASET, Preprocessing(np.float32(mean), np.float32(std)))
     (tmp_path / "inputs.json").write_text('{"image_shape": [8, 8, 3], "class_names": ["a"]}')
     np.savez(tmp_path / "preprocessing.npz", mean=np.float32(mean), std=np.float32(std))
     with pytest.raises(UserError, match=f"cannot read .* in {tmp_path}: {message}"):

