@@ -164,7 +164,8 @@ def evaluate(
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
-    test = load_test_images(configs[0].data.name, data_dir or configs[0].data.dir)
+    data = configs[0].data
+    test = load_test_images(data.name, data_dir or data.dir, upright=data.upright)
     members, probabilities = [], np.zeros((len(test), len(test.class_names)))
     for folder, config in zip(folders, configs, strict=True):
         trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)

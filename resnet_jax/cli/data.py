@@ -37,6 +37,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--quality", type=int, default=95, metavar="N", help="1 to 100, of JPEGs that are written anew; default: 95"
     )
+    _add_upright(command)
     _add_workers(command)
     command.set_defaults(run=_pack)
 
@@ -48,8 +49,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--image-size", type=int, default=224, metavar="N", help="of the mean image, in pixels; default: 224"
     )
+    _add_upright(command)
     _add_workers(command)
     command.set_defaults(run=_statistics)
+
+
+def _add_upright(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--upright", action="store_true", help="turn images as their cameras marked them (EXIF)")
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
@@ -80,7 +86,7 @@ def _pack(options: argparse.Namespace) -> int:
     from resnet_jax.data.tools.pack import pack
     from resnet_jax.data.tools.reencode import PackOptions
 
-    how = PackOptions(short_side=options.short_side, format=options.format, quality=options.quality)
+    how = PackOptions(options.short_side, options.format, options.quality, options.upright)
     manifest, complete = pack(options.dir, options.out, how, workers=_workers(options))
     for name, split in manifest.splits.items():
         for image, reason in split.skipped:
@@ -99,7 +105,7 @@ def _statistics(options: argparse.Namespace) -> int:
     from resnet_jax.data import StreamedDataset, load_dataset
     from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 
-    dataset = load_dataset(options.name, options.dir)
+    dataset = load_dataset(options.name, options.dir, upright=options.upright)
     if not isinstance(dataset, StreamedDataset):
         raise UserError(f"{options.name} is kept in memory, and its mean is computed when a run begins")
     statistics = compute_statistics(dataset.train, options.image_size, workers=workers)

@@ -30,7 +30,7 @@ def load_data(config: Config) -> AnyDataset:
       UserError: the data set is not there or damaged, smaller than a batch, or passed through too often.
     """
     data = config.data
-    dataset = load_dataset(data.name, data.dir)
+    dataset = load_dataset(data.name, data.dir, upright=data.upright)
     if data.validation_size:
         dataset = split_validation(dataset, data.validation_size, data.split_seed)
     if data.batch_size > len(dataset.train):

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError, decode
+from resnet_jax.data.decode import BrokenImageError, decode, upright
 from resnet_jax.data.types import AnyDataset, Dataset, EncodedImages, LabelledImages, Split
 from resnet_jax.errors import UserError
 
@@ -30,6 +30,27 @@ class Subset:
 
     def read(self, index: int) -> tuple[bytes, int]:
         return self.images.read(int(self.indices[index]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Upright:
+    """Images that are turned as their cameras say (EXIF), wherever they are decoded: EncodedImages."""
+
+    images: EncodedImages
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.images.labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def id(self, index: int) -> str:
+        return self.images.id(index)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        content, label = self.images.read(index)
+        return upright(content), label
 
 
 def split_validation(dataset: AnyDataset, size: int, seed: int) -> AnyDataset:
@@ -75,6 +96,13 @@ class _DecodedImages:
             return decode(content)
         except BrokenImageError as error:
             raise UserError(f"cannot read the image {self.encoded.id(index)}: {error}") from error
+
+
+def turned(images: LabelledImages) -> LabelledImages:
+    """Return images to test on, turned upright; those in memory have no mark of a camera."""
+    if not isinstance(images.images, _DecodedImages):
+        return images
+    return dataclasses.replace(images, images=_DecodedImages(Upright(images.images.encoded)))
 
 
 def decoded_images(name: str, images: EncodedImages, class_names: tuple[str, ...]) -> LabelledImages:

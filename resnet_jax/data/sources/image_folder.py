@@ -1,10 +1,11 @@
-"""Images in a folder for each class, such as those of ImageNet; each is read only when it is asked for."""
+"""Images in a folder for each class and in folders inside it; each is read only when it is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -159,11 +160,35 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def _nested(root: Path, class_names: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield (label, CLASS/FILE) of all images, sorted; a class that has no folder has none."""
+    """Yield (label, CLASS/FILE or CLASS/FOLDER/FILE) of all images, sorted; a class that has no folder has none."""
     for label, name in enumerate(class_names):
-        files = (entry.name for entry in _entries(root / name) if _is_image(entry))
-        for file in sorted(files):
+        for file in sorted(path for path, entry in _below(root / name) if _is_image(entry)):
             yield label, f"{name}/{file}"
+
+
+def _below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield what is in a folder and in those inside it, but for folders: paths below it, and entries.
+
+    Links are followed, but not to a folder that holds this one, or that was seen before.
+    """
+    real = os.path.realpath(folder)
+    seen = {real, *map(str, Path(real).parents)}
+    folders = [("", folder)]
+    while folders:
+        prefix, path = folders.pop()
+        for entry in _entries(path):
+            if not _is_folder(entry):
+                yield prefix + entry.name, entry
+            elif (inside := os.path.realpath(entry.path)) not in seen:
+                seen.add(inside)
+                folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
+
+
+def ignored_files(root: Path, class_names: Sequence[str]) -> dict[str, int]:
+    """Count files in the folders of classes that are no images, by what their names end in, the most first."""
+    names = (path for name in class_names for path, entry in _below(root / name) if not _is_image(entry))
+    counts = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in names)
+    return dict(counts.most_common())
 
 
 def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint: str) -> None:
@@ -171,7 +196,7 @@ def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint
     if len(missing):
         folder = images.root / class_names[missing[0]]
         more = f" and of {len(missing) - 1} more classes" if len(missing) > 1 else ""
-        others = any(not _is_folder(entry) for entry in _entries(folder))
+        others = any(True for _ in _below(folder))
         instead = f" (its files are none of {' '.join(sorted(FORMATS))})" if others else ""
         raise UserError(f"no images of the class {class_names[missing[0]]}{more} in {images.root}{instead}: {hint}")
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.decode import FORMATS, BrokenImageError, open_image, to_rgb
+from resnet_jax.data.decode import FORMATS, BrokenImageError, open_image, orientation, to_rgb
 from resnet_jax.data.processes import Advance, run_tasks
-from resnet_jax.data.sources.image_folder import list_train, list_val
+from resnet_jax.data.sources.image_folder import ignored_files, list_train, list_val
 from resnet_jax.data.sources.packed import Shard, is_packed, open_split, read_manifest
 from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.data.types import EncodedImages
@@ -22,13 +22,16 @@ from resnet_jax.errors import printable, reason
 
 _AT_ONCE = 64  # images of a task
 _SHOWN = 10  # names of a note in the text
-_GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "F"}  # Pillow's modes without colour
+_GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}  # Pillow's modes without colour
 # Kinds of findings: mistakes, and what is only worth a note.
 _MISTAKES = {"unreadable": "cannot be read", "damaged_shards": "damaged files"}
 _NOTES = {
     "empty": "of these are empty files",
     "cmyk": "in CMYK, converted to RGB when they are read",
     "grey": "grey, converted to RGB when they are read",
+    "deep": "of more than 8 bits, scaled to 8 when they are read",
+    "transparent": "with transparent pixels, which show white",
+    "turned": "that their cameras marked to be turned, and are read as they lie (--data.upright turns them)",
     "other_format": "of another format than the name says, which does not matter",
     "left_out": "could not be read when they were packed, and were left out",
 }
@@ -54,6 +57,7 @@ class SplitReport:
       per_class: smallest, median and largest number of images of a class.
       smallest, largest: image, (width, height) in pixels, each side by itself; None if no image can be read.
       findings: by kind: those of _MISTAKES and _NOTES.
+      ignored: how many other files there are, by what their names end in.
     """
 
     images: int
@@ -61,6 +65,7 @@ class SplitReport:
     smallest: tuple[int, int] | None
     largest: tuple[int, int] | None
     findings: dict[str, list[Finding]]
+    ignored: dict[str, int]
 
     def to_lines(self, name: str) -> list[str]:
         """Return lines; of what is only worth a note, the first names."""
@@ -76,6 +81,8 @@ class SplitReport:
             elif findings:
                 names = [" is ".join(filter(None, (finding.id, finding.detail))) for finding in findings]
                 lines.append(f"  {len(findings):,} {_NOTES[kind]}: {_some(names)}")
+        if self.ignored:
+            lines.append(f"  ignored: {', '.join(f'{count:,} {ending}' for ending, count in self.ignored.items())}")
         return lines
 
 
@@ -150,8 +157,9 @@ def check(data_dir: Path, *, workers: int = 1) -> Report:
             findings[task.split][kind].append(finding)
     for name, split in manifest.splits.items() if manifest else ():
         findings[name]["left_out"] = [Finding(*skipped) for skipped in split.skipped]
+    ignored = {name: {} if manifest else ignored_files(data_dir / name, class_names) for name in splits}
     reports = {
-        name: _report(images.labels, len(class_names), np.concatenate(sizes[name]), findings[name])
+        name: _report(images.labels, len(class_names), np.concatenate(sizes[name]), findings[name], ignored[name])
         for name, images in splits.items()
     }
     return Report(str(data_dir), "packed" if manifest else "folder", class_names, reports)
@@ -169,7 +177,13 @@ def _shard_tasks(split: str, shards: Sequence[Shard]) -> list[_Task]:
     return [_Task(split, stop - shard.images, stop, shard) for shard, stop in zip(shards, stops, strict=True)]
 
 
-def _report(labels: np.ndarray, num_classes: int, sizes: np.ndarray, findings: dict[str, list[Finding]]) -> SplitReport:
+def _report(
+    labels: np.ndarray,
+    num_classes: int,
+    sizes: np.ndarray,
+    findings: dict[str, list[Finding]],
+    ignored: dict[str, int],
+) -> SplitReport:
     per_class = np.bincount(labels, minlength=num_classes)
     return SplitReport(
         images=len(labels),
@@ -177,6 +191,7 @@ def _report(labels: np.ndarray, num_classes: int, sizes: np.ndarray, findings: d
         smallest=tuple(sizes.min(0).tolist()) if len(sizes) else None,
         largest=tuple(sizes.max(0).tolist()) if len(sizes) else None,
         findings=findings,
+        ignored=ignored,
     )
 
 
@@ -216,11 +231,14 @@ class _Examine:
         except BrokenImageError as error:
             unreadable = [("unreadable", Finding(name, str(error)))]
             return None, unreadable + ([("empty", Finding(name))] if content == b"" else [])
-        found = []
-        if image.mode == "CMYK":
-            found.append(("cmyk", Finding(name)))
-        if image.mode in _GREY:
-            found.append(("grey", Finding(name)))
+        marks = {
+            "cmyk": image.mode == "CMYK",
+            "grey": image.mode in _GREY,
+            "deep": image.mode.startswith("I"),
+            "transparent": image.has_transparency_data,
+            "turned": orientation(image) != 1,
+        }
+        found = [(kind, Finding(name)) for kind, is_so in marks.items() if is_so]
         form = "JPEG" if image.format == "MPO" else image.format  # that is a JPEG with further pictures behind it
         if self.names_tell and form != FORMATS[os.path.splitext(name)[1].lower()]:
             found.append(("other_format", Finding(name, str(image.format))))

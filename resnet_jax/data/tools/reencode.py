@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.decode import BrokenImageError, encode_raw, open_image, to_rgb
+from resnet_jax.data.decode import BrokenImageError, encode_raw, open_image, to_rgb, upright
 from resnet_jax.data.views import resize
 
 
@@ -21,11 +21,13 @@ class PackOptions:
       short_side: larger images are resized to this shorter side, in pixels.
       format: "jpeg", or "raw" pixels, which are five times as large and more, and need no decoding.
       quality: of the JPEG files that have to be written anew; those that need not are kept byte for byte.
+      upright: whether images are turned as their cameras say (EXIF).
     """
 
     short_side: int = 480
     format: Literal["jpeg", "raw"] = "jpeg"
     quality: int = 95
+    upright: bool = False
 
 
 def reencode(content: bytes, options: PackOptions) -> bytes:
@@ -34,7 +36,7 @@ def reencode(content: bytes, options: PackOptions) -> bytes:
     Raises:
       BrokenImageError: it cannot be decoded.
     """
-    image = open_image(content)
+    image = open_image(upright(content) if options.upright else content)
     fits = min(image.size) <= options.short_side
     kept = fits and options.format == "jpeg" and image.format in ("JPEG", "MPO") and image.mode == "RGB"
     pixels = np.asarray(to_rgb(image))  # also of those that are kept: they may be damaged behind the header

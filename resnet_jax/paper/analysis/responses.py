@@ -191,7 +191,7 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
       UserError: no work directory, no such checkpoint, no data, or the file cannot be written.
     """
     config = load_config(workdir)
-    test = load_test_images(config.data.name, data_dir or config.data.dir)
+    test = load_test_images(config.data.name, data_dir or config.data.dir, upright=config.data.upright)
     model, variables, origin = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
     check_classes(origin.inputs, test)
     height, width, _ = origin.inputs.image_shape
