@@ -105,7 +105,7 @@ class DataConfig:
     lighting: ForStreamed[NonNegativeFloat] = 0.0
     """Standard deviation of the PCA colour augmentation of streamed images (Krizhevsky et al. 2012: 0.1); 0: none."""
     upright: ForStreamed[bool] = False
-    """Turn streamed images as their cameras marked them (EXIF), in training and in testing; the paper's time did not."""
+    """Turn streamed images as their cameras marked them (EXIF), in training and in testing."""
     workers: ForStreamed[FreeOnResume[NonNegativeInt | None]] = None
     """Processes that decode streamed images, on each host; None: one a core; 0: threads of this process. It does not
     change any result."""

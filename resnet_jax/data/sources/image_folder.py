@@ -176,7 +176,7 @@ def _below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     folders = [("", folder)]
     while folders:
         prefix, path = folders.pop()
-        for entry in _entries(path):
+        for entry in sorted(_entries(path), key=lambda entry: entry.name):  # of two links to a folder the first
             if not _is_folder(entry):
                 yield prefix + entry.name, entry
             elif (inside := os.path.realpath(entry.path)) not in seen:
@@ -188,7 +188,7 @@ def ignored_files(root: Path, class_names: Sequence[str]) -> dict[str, int]:
     """Count files in the folders of classes that are no images, by what their names end in, the most first."""
     names = (path for name in class_names for path, entry in _below(root / name) if not _is_image(entry))
     counts = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in names)
-    return dict(counts.most_common())
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint: str) -> None:

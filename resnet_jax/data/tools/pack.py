@@ -85,7 +85,8 @@ def pack(
     splits: dict[SplitName, ImageFolder] = {"train": train, "val": list_val(source, class_names)}
     tasks = [task for name, images in splits.items() for task in _divide(name, len(images), shard_images)]
     plan: dict[str, Any] = {
-        "options": dataclasses.asdict(options),
+        # Without what an older version did not have, so that its packings are still the same.
+        "options": {name: value for name, value in vars(options).items() if (name, value) != ("upright", False)},
         "source": {name: _fingerprint(images, class_names) for name, images in splits.items()},
     }
     try:

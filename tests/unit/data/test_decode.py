@@ -2,13 +2,14 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data.decode import BrokenImageError, Window, decode, decode_window, encode_raw, open_image
+from resnet_jax.data.decode import BrokenImageError, Window, decode, decode_window, encode_raw, open_image, upright
 from resnet_jax.data.views import resize
 
 RANDOM = np.random.RandomState(0)
@@ -27,7 +28,7 @@ def encoded(image, form="JPEG", **options):
 
 
 @pytest.mark.parametrize(
-    ("mode", "form"), [("RGB", "PNG"), ("L", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")]
+    ("mode", "form"), [("RGB", "PNG"), ("L", "PNG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG")]
 )
 def test_every_mode_becomes_rgb(mode, form):
     image = Image.fromarray(smooth(30, 40))
@@ -35,6 +36,83 @@ def test_every_mode_becomes_rgb(mode, form):
     assert (decoded.shape, decoded.dtype) == ((30, 40, 3), np.uint8)
     expected = np.asarray(image.convert(mode).convert("RGB"), np.float32)
     assert np.abs(decoded - expected).mean() < (6 if form == "JPEG" else 1e-6)
+
+
+GREY = np.tile(np.arange(256, dtype=np.uint8), (8, 1))
+
+
+def pgm(values, largest):
+    return b"P5\n%d %d\n%d\n" % (*values.shape[::-1], largest) + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 257), "TIFF"),
+        encoded(Image.fromarray(GREY.astype(np.uint16) * 16), "TIFF", tiffinfo={281: 4080}),  # 12 bits in 16
+        pgm(GREY.astype(np.uint16) * 257, 65_535),
+        pgm(GREY.astype(np.uint16) * 16, 4080),
+    ],
+)
+def test_more_than_8_bits_are_scaled_by_their_range(data):
+    np.testing.assert_array_equal(decode(data), np.repeat(GREY[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
+def test_numbers_without_a_range_are_refused(dtype, words):
+    data = encoded(Image.fromarray(GREY.astype(dtype)), "TIFF")
+    with pytest.raises(BrokenImageError, match=f"{words} numbers, for which no file says what is white"):
+        decode(data)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
+def test_transparent_pixels_show_white(form, mode):
+    pixels = np.full((4, 6, 4), (90, 90, 90, 255), np.uint8)
+    pixels[:2, :, 3] = 0
+    image = Image.fromarray(pixels)
+    if mode == "P" and form == "PNG":
+        image = image.quantize(4)
+    elif mode == "LA" and form in ("PNG", "TIFF"):
+        image = image.convert("LA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoded = decode(encoded(image, form, **({"lossless": True} if form == "WEBP" else {})))
+    assert (decoded[:2] == 255).all()
+    assert np.abs(decoded[2:].astype(int) - 90).max() <= 2
+    half = np.full((4, 6, 4), (0, 0, 0, 51), np.uint8)  # a fifth of black
+    assert (decode(encoded(Image.fromarray(half), "PNG")) == 204).all()
+
+
+def test_a_colour_that_is_transparent_shows_white():
+    image = Image.fromarray(np.repeat(np.uint8([[[10, 20, 30], [40, 50, 60]]]), 2, 0))
+    decoded = decode(encoded(image, "PNG", transparency=(10, 20, 30)))
+    assert decoded[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_nothing_but_its_end_is_read(progressive):
+    whole = encoded(Image.fromarray(smooth(120, 160)), quality=95, progressive=progressive)
+    assert whole.endswith(b"\xff\xd9")
+    np.testing.assert_array_equal(decode(whole[:-2]), decode(whole))
+    for share in (0.5, 0.8, 0.95):
+        with pytest.raises(BrokenImageError):
+            decode(whole[: int(share * len(whole))])
+
+
+def test_images_are_turned_upright_where_that_is_asked_for():
+    image, exif = smooth(40, 60), Image.Exif()
+    for orientation, turned in {1: image, 3: image[::-1, ::-1], 6: np.rot90(image, -1), 8: np.rot90(image)}.items():
+        exif[0x0112] = orientation
+        data = encoded(Image.fromarray(image), "PNG", exif=exif)
+        np.testing.assert_array_equal(decode(data), image)
+        np.testing.assert_array_equal(decode(upright(data)), turned)
+        height, width, _ = turned.shape
+        assert open_image(upright(data)).size == (width, height)
+        window = decode_window(open_image(upright(data)), Window(4, 6, 32, 32), 32)
+        np.testing.assert_array_equal(window, turned[6:38, 4:36])
+    np.testing.assert_array_equal(decode(upright(encode_raw(image))), image)
 
 
 def test_raw_bytes_are_the_image():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import pickle
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from image_files import CLASSES, encoded, write, write_folder
+from PIL import Image
 
 from resnet_jax.data import StreamedDataset, load_dataset, load_test_images
 from resnet_jax.data.decode import BrokenImageError, decode
@@ -48,6 +50,40 @@ def test_lists_by_class_and_name(tmp_path: pathlib.Path) -> None:
         assert images.read(5) == (b"b/2.jpeg", 2)
     assert ids(dataset.test) == ["B/1.png", "a/1.png", "b/1.png"]
     assert (load_test_images("folder", tmp_path).images[2] == decode(jpeg)).all()
+
+
+def test_images_in_folders_of_a_class_are_of_the_class(tmp_path: pathlib.Path) -> None:
+    names = [
+        "ant/b.png",
+        "ant/more/2.png",
+        "ant/more/deep/1.jfif",
+        "ant/a.jpe",
+        "bee/all/here/x.pgm",
+        "bee/all/.x/y.png",
+    ]
+    write(tmp_path, {f"{split}/{name}": name.encode() for name in names for split in ("train", "val")})
+    (tmp_path / "train/ant/up").symlink_to("../..")
+    (tmp_path / "train/ant/again").symlink_to("more")
+    expected = ["ant/a.jpe", "ant/again/2.png", "ant/again/deep/1.jfif", "ant/b.png", "bee/all/here/x.pgm"]
+    dataset = load_dataset("folder", tmp_path)
+    assert isinstance(dataset, StreamedDataset)
+    assert ids(dataset.test) == ["ant/a.jpe", "ant/b.png", "ant/more/2.png", "ant/more/deep/1.jfif", expected[4]]
+    assert ids(dataset.train) == expected  # of the two names of a folder the first
+    assert dataset.train.labels.tolist() == [0, 0, 0, 0, 1]
+    assert dataset.train.read(4) == (b"bee/all/here/x.pgm", 1)
+
+
+def test_images_are_turned_upright_in_every_split(tmp_path: pathlib.Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "JPEG", exif=exif)
+    write(tmp_path, {f"{split}/{name}/1.jpeg": file.getvalue() for split in ("train", "val") for name in ("a", "b")})
+    for upright, shape in ((False, (20, 30, 3)), (True, (30, 20, 3))):
+        dataset = load_dataset("folder", tmp_path, upright=upright)
+        assert isinstance(dataset, StreamedDataset)
+        assert [decode(images.read(0)[0]).shape for images in (dataset.train, dataset.test)] == [shape, shape]
+        assert load_test_images("folder", tmp_path, upright=upright).images[1].shape == shape
 
 
 def test_any_file_name(tmp_path: pathlib.Path) -> None:

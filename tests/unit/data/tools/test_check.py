@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from typing import Any
 
+import numpy as np
 import pytest
 from image_files import CLASSES, encoded, write, write_folder
 from paths import SHARED
+from PIL import Image
 
 from resnet_jax.cli.commands import main
 from resnet_jax.data.tools.check import check
@@ -17,8 +20,11 @@ from resnet_jax.data.tools.reencode import PackOptions
 from resnet_jax.errors import UserError
 
 SAMPLE = SHARED / "data" / "imagenet_sample"
-KINDS = ("unreadable", "empty", "cmyk", "grey", "other_format", "damaged_shards", "left_out")
-NOTHING: dict[str, list] = {kind: [] for kind in KINDS}
+KINDS = (
+    "unreadable", "empty", "cmyk", "grey", "deep", "transparent", "turned", "other_format", "damaged_shards",
+    "left_out",
+)  # fmt: skip
+NOTHING: dict[str, Any] = {**{kind: [] for kind in KINDS}, "ignored": {}}
 
 UNREADABLE = ["ant/cut.jpeg", "ant/empty.jpg", "ant/text.png", "cow/gone.jpeg"]
 
@@ -61,6 +67,7 @@ def test_finds_everything(tmp_path: pathlib.Path) -> None:
             "empty": [{"id": "ant/empty.jpg", "detail": ""}],
             "cmyk": [{"id": "bee/cmyk.JPEG", "detail": ""}],
             "grey": [{"id": "bee/grey.jpeg", "detail": ""}, {"id": "bee/grey.png", "detail": ""}],
+            "transparent": [{"id": "bee/grey.png", "detail": ""}, {"id": "cow/alpha.tif", "detail": ""}],
             "other_format": [{"id": "cow/link.jpeg", "detail": "PNG"}],
         },
         "val": NOTHING | {"images": 4, "per_class": [1, 1, 2], "smallest": [20, 16], "largest": [20, 16]},
@@ -90,11 +97,33 @@ def test_text_and_exit_code(tmp_path: pathlib.Path, capsys: pytest.CaptureFixtur
         "  1 of these are empty files: ant/empty.jpg",
         "  1 in CMYK, converted to RGB when they are read: bee/cmyk.JPEG",
         f"  14 grey, converted to RGB when they are read: {greys.replace(' is JPEG', '')}, and 4 more",
+        "  2 with transparent pixels, which show white: bee/grey.png, cow/alpha.tif",
         f"  13 of another format than the name says, which does not matter: {greys}, and 3 more",
         "",
         "val: 4 images, 1 to 2 of a class (median 1)",
         "  20 to 20 pixels wide, 16 to 16 high",
     ]
+
+
+def test_what_cameras_and_microscopes_write_and_what_is_no_image(tmp_path: pathlib.Path) -> None:
+    write_folder(tmp_path)
+    folder, exif = tmp_path / "train/ant/more", Image.Exif()
+    write(folder, {"a.heic": b"", "b.heic": b"", "c.avif": b"", "README": b"", ".hidden": b""})
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 30)).save(folder / "turned.jpeg", exif=exif)
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.zeros((20, 30), np.float32)).save(folder / "float.tiff")
+    report = check(tmp_path)
+    train = report.splits["train"]
+    assert train.ignored == {".heic": 2, ".avif": 1, "without an ending": 1}
+    assert "  ignored: 2 .heic, 1 .avif, 1 without an ending" in report.to_text().splitlines()
+    named = {kind: [finding.id for finding in found] for kind, found in train.findings.items() if found}
+    assert named == {
+        "unreadable": ["ant/more/float.tiff"],
+        "grey": ["ant/more/deep.png"],
+        "deep": ["ant/more/deep.png"],
+        "turned": ["ant/more/turned.jpeg"],
+    }
 
 
 def test_json_and_no_val(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
