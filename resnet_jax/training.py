@@ -19,7 +19,7 @@ from resnet_jax.config import Config, HostsConfig, RunConfig
 from resnet_jax.data.inputs import check_classes, describe_inputs, load_data
 from resnet_jax.data.resident import ResidentData
 from resnet_jax.data.streamed import StreamedData
-from resnet_jax.data.types import AnyDataset, Dataset, Inputs, TrainingData
+from resnet_jax.data.types import AnyDataset, Dataset, Inputs, StreamedDataset, TrainingData
 from resnet_jax.errors import (
     BrokenDataError,
     CommandError,
@@ -232,7 +232,7 @@ def _train_together(config: Config) -> Metrics:
             if resumes and hosts.is_first():  # before the data are read: a second run is refused at once
                 stack.enter_context(lock(workdir))
         with hosts.all_hosts():
-            trainer, trained = _prepare(config, workdir, resumes)
+            trainer, trained, untested = _prepare(config, workdir, resumes)
         warnings: list[str] = []
         with hosts.all_hosts():
             if hosts.is_first():
@@ -247,6 +247,9 @@ def _train_together(config: Config) -> Metrics:
         stop = stack.enter_context(StopSignal())
         stack.enter_context(log)
         last = checkpoints.latest()
+        if untested:
+            more = f" and of {len(untested) - 1} more classes" if len(untested) > 1 else ""
+            warnings.append(f"there are no test images of the class {untested[0]}{more}: their errors are not measured")
         with hosts.all_hosts():
             for warning in warnings:
                 log.warn(f"warning: {warning}")
@@ -283,22 +286,25 @@ def _leave_nothing(workdir: Path, kind: object, error: object, traceback: object
         shutil.rmtree(workdir)
 
 
-def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Trained | None]:
-    """Load the data and build everything; nothing is written. Return also the network that a new run begins with.
+def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Trained | None, tuple[str, ...]]:
+    """Load the data and build everything; nothing is written.
+
+    Return also the network that a new run begins with, and the classes without images to test on.
 
     Raises:
       UserError: see train().
     """
     dataset = load_data(config)
+    untested = dataset.untested if isinstance(dataset, StreamedDataset) else ()
     if resumes:
         inputs = load_inputs(workdir)
         check_classes(inputs, dataset)
-        return Trainer(config, inputs, dataset), None
+        return Trainer(config, inputs, dataset), None, untested
     trained = load(config.run.init_from, scan_blocks=config.model.scan_blocks) if config.run.init_from else None
     if trained is not None:
         check_same_network(trained, config)
     inputs = describe_inputs(config, dataset, trained.origin.inputs.preprocessing if trained else None)
-    return Trainer(config, inputs, dataset), trained
+    return Trainer(config, inputs, dataset), trained, untested
 
 
 def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints, Log]:

@@ -1,4 +1,4 @@
-"""python -m resnet_jax data check|pack|statistics ..."""
+"""python -m resnet_jax data check|split|pack|statistics ..."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def add_commands(commands: Any) -> None:
     _add_upright(command)
     _add_workers(command)
     command.set_defaults(run=_pack)
+
+    command = commands.add_parser("split", help="divide DIR/CLASS/FILE into images to train on and images to test on")
+    command.add_argument("dir", type=Path, metavar="DIR", help="folder with a folder for each class")
+    command.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to make, with train/CLASS/FILE and val/CLASS/FILE"
+    )
+    command.add_argument(
+        "--test", type=float, default=10, metavar="PERCENT", help="of the images of each class, for val/; default: 10"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of which ones; default: 0")
+    command.add_argument("--copy", action="store_true", help="copy the files; by default OUT holds links to them")
+    command.set_defaults(run=_split)
 
     command = commands.add_parser("statistics", help="mean image and principal colours, stored beside the images")
     command.add_argument("dir", metavar="DIR", help="folder of the images as they are or packed; of TFDS its data_dir")
@@ -95,6 +107,18 @@ def _pack(options: argparse.Namespace) -> int:
         files = f"{len(split.shards)} shard{'s' * (len(split.shards) > 1)}"
         print(f"{name}: {split.images:,} images, {size:,.1f} MB in {files}")
     print(f"{options.out} was packed already" if complete else f"packed {options.dir} into {options.out}")
+    return 0
+
+
+def _split(options: argparse.Namespace) -> int:
+    if not 0 < options.test < 100:
+        raise UserError(f"--test must be between 0 and 100; got {options.test:g}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed must be between 0 and {2**32 - 1}; got {options.seed}")
+    from resnet_jax.data.tools.split import split_folder
+
+    images = split_folder(options.dir, options.out, test_percent=options.test, seed=options.seed, copy=options.copy)
+    print(f"{options.out}: {images['train']:,} images to train on, {images['val']:,} to test on")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,6 +75,12 @@ def split_validation(dataset: AnyDataset, size: int, seed: int) -> AnyDataset:
     return dataclasses.replace(
         dataset, train=Subset(dataset.train, train), validation=Subset(dataset.train, validation)
     )
+
+
+def classes_without(images: EncodedImages, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes that have no images."""
+    missing = np.flatnonzero(np.bincount(images.labels, minlength=len(class_names)) == 0)
+    return tuple(class_names[int(i)] for i in missing)
 
 
 @dataclasses.dataclass(frozen=True)

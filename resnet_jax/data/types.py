@@ -75,7 +75,7 @@ class EncodedImages(Protocol):
 class StreamedDataset:
     """A classification data set of images of many sizes; `validation` is None unless it was split off `train`.
 
-    Its statistics lie in `folder`.
+    Its statistics lie in `folder`. `untested` are classes without images to test on, where that is known.
     """
 
     name: str
@@ -84,6 +84,7 @@ class StreamedDataset:
     test: EncodedImages
     class_names: tuple[str, ...]
     validation: EncodedImages | None = None
+    untested: tuple[str, ...] = ()
 
 
 AnyDataset = Dataset | StreamedDataset

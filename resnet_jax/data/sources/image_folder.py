@@ -14,9 +14,11 @@ import numpy as np
 from resnet_jax.data.decode import FORMATS, BrokenImageError
 from resnet_jax.data.sources.label_file import FILE_NAMES, find_label_file, read_labels
 from resnet_jax.data.sources.names import Names
-from resnet_jax.data.splits import decoded_images
+from resnet_jax.data.splits import classes_without, decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
 from resnet_jax.errors import UserError, reason
+
+VAL_NAMES = ("val", "valid", "validation", "test")  # of the folder of images to test on; the first that is there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,8 @@ def load_image_folder(name: str, data_dir: str | Path) -> StreamedDataset:
     """
     root = Path(data_dir).expanduser()
     train, class_names = list_train(root)
-    return StreamedDataset(name, root, train, list_val(root, class_names), class_names)
+    test = list_val(root, class_names)
+    return StreamedDataset(name, root, train, test, class_names, untested=classes_without(test, class_names))
 
 
 def load_test_folder(name: str, data_dir: str | Path) -> LabelledImages:
@@ -89,29 +92,44 @@ def list_train(data_dir: Path) -> tuple[ImageFolder, tuple[str, ...]]:
     """
     root = data_dir / "train"
     if not root.is_dir():
-        raise UserError(f"no folder {root}: the data folder must hold train/CLASS/FILE and val/CLASS/FILE")
+        split = f"; for {data_dir}/CLASS/FILE: python -m resnet_jax data split {data_dir} OUT"
+        raise UserError(f"no folder {root}: the data folder must hold train/CLASS/FILE and val/CLASS/FILE{split}")
+    return list_classes(root)
+
+
+def list_classes(root: Path) -> tuple[ImageFolder, tuple[str, ...]]:
+    """List ROOT/CLASS/FILE as list_train() does.
+
+    Raises:
+      UserError: no such folder, or a class without images.
+    """
     class_names = _class_folders(root)
     if not class_names:
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
     images = ImageFolder.of(root, _nested(root, class_names))
-    _check_classes_present(images, class_names, "delete the folder if there is no such class")
+    _check_classes_present(images, class_names)
     return images, tuple(class_names)
 
 
 def list_val(data_dir: Path, class_names: Sequence[str]) -> ImageFolder:
     """List DATA_DIR/val/CLASS/FILE, or DATA_DIR/val/FILE with the labels of one of label_file.FILE_NAMES.
 
+    A class may have no images there: its errors are not known then.
+
     Raises:
       UserError: no such folder, classes that are not those of train/, or a wrong label file.
     """
-    images, _ = _list_val(data_dir, class_names)
-    _check_classes_present(images, class_names, f"{data_dir / 'train'} has them")
-    return images
+    return _list_val(data_dir, class_names)[0]
+
+
+def val_folder(data_dir: Path) -> Path:
+    """Return DATA_DIR/val, or the folder that has its place under another name."""
+    return next((data_dir / name for name in VAL_NAMES if (data_dir / name).is_dir()), data_dir / VAL_NAMES[0])
 
 
 def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
     """List the images of val/; without `class_names` they are found there."""
-    root = data_dir / "val"
+    root = val_folder(data_dir)
     if not root.is_dir():
         raise UserError(f"no folder {root}: --data.dir must name the folder that holds val/CLASS/FILE")
     folders = _class_folders(root)
@@ -129,7 +147,7 @@ def _list_val(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageF
 
 def _list_flat(data_dir: Path, class_names: Sequence[str] | None) -> tuple[ImageFolder, tuple[str, ...]]:
     """List the images right in val/, with labels from a file."""
-    root = data_dir / "val"
+    root = val_folder(data_dir)
     files = sorted(entry.name for entry in _entries(root) if _is_image(entry))
     if not files:
         raise UserError(f"no images in {root}: expected {root}/CLASS/FILE")
@@ -191,14 +209,16 @@ def ignored_files(root: Path, class_names: Sequence[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def _check_classes_present(images: ImageFolder, class_names: Sequence[str], hint: str) -> None:
-    missing = np.flatnonzero(np.bincount(images.labels, minlength=len(class_names)) == 0)
-    if len(missing):
-        folder = images.root / class_names[missing[0]]
+def _check_classes_present(images: ImageFolder, class_names: Sequence[str]) -> None:
+    if missing := classes_without(images, class_names):
+        folder = images.root / missing[0]
         more = f" and of {len(missing) - 1} more classes" if len(missing) > 1 else ""
         others = any(True for _ in _below(folder))
         instead = f" (its files are none of {' '.join(sorted(FORMATS))})" if others else ""
-        raise UserError(f"no images of the class {class_names[missing[0]]}{more} in {images.root}{instead}: {hint}")
+        raise UserError(
+            f"no images of the class {missing[0]}{more} in {images.root}{instead}: delete the folder if"
+            " there is no such class"
+        )
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

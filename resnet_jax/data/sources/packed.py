@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from resnet_jax.data.decode import BrokenImageError
 from resnet_jax.data.sources.names import Names
 from resnet_jax.data.sources.shards import open_shard, read_record, sha256_of
-from resnet_jax.data.splits import decoded_images
+from resnet_jax.data.splits import classes_without, decoded_images
 from resnet_jax.data.types import LabelledImages, StreamedDataset
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import read_arrays, read_text
@@ -153,7 +153,8 @@ def load_packed(name: str, data_dir: str | Path) -> StreamedDataset:
     folder = Path(data_dir).expanduser()
     manifest = read_manifest(folder)
     train, val = open_split(folder, manifest, "train"), open_split(folder, manifest, "val")
-    return StreamedDataset(name, folder, train, val, manifest.class_names)
+    untested = classes_without(val, manifest.class_names)
+    return StreamedDataset(name, folder, train, val, manifest.class_names, untested=untested)
 
 
 def load_packed_test(name: str, data_dir: str | Path) -> LabelledImages:

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_jax.data.decode import FORMATS, BrokenImageError, open_image, orientation, to_rgb
 from resnet_jax.data.processes import Advance, run_tasks
-from resnet_jax.data.sources.image_folder import ignored_files, list_train, list_val
+from resnet_jax.data.sources.image_folder import ignored_files, list_train, list_val, val_folder
 from resnet_jax.data.sources.packed import Shard, is_packed, open_split, read_manifest
 from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.data.types import EncodedImages
@@ -138,7 +138,7 @@ def check(data_dir: Path, *, workers: int = 1) -> Report:
     else:
         train, class_names = list_train(data_dir)
         splits = {"train": train}
-        if (data_dir / "val").is_dir():
+        if val_folder(data_dir).is_dir():
             splits["val"] = list_val(data_dir, class_names)
         tasks = [
             _Task(name, start, min(start + _AT_ONCE, len(images)))
@@ -157,7 +157,8 @@ def check(data_dir: Path, *, workers: int = 1) -> Report:
             findings[task.split][kind].append(finding)
     for name, split in manifest.splits.items() if manifest else ():
         findings[name]["left_out"] = [Finding(*skipped) for skipped in split.skipped]
-    ignored = {name: {} if manifest else ignored_files(data_dir / name, class_names) for name in splits}
+    folders = {"train": data_dir / "train", "val": val_folder(data_dir)}
+    ignored = {name: {} if manifest else ignored_files(folders[name], class_names) for name in splits}
     reports = {
         name: _report(images.labels, len(class_names), np.concatenate(sizes[name]), findings[name], ignored[name])
         for name, images in splits.items()

@@ -86,6 +86,30 @@ def test_images_are_turned_upright_in_every_split(tmp_path: pathlib.Path) -> Non
         assert load_test_images("folder", tmp_path, upright=upright).images[1].shape == shape
 
 
+def test_classes_without_images_to_test_on(tmp_path: pathlib.Path) -> None:
+    write_folder(tmp_path)
+    shutil.rmtree(tmp_path / "val/bee")
+    dataset = load_image_folder("folder", tmp_path)
+    assert (dataset.class_names, dataset.untested) == (CLASSES, ("bee",))
+    assert dataset.test.labels.tolist() == [0, 2]
+    test = load_test_images("folder", tmp_path)
+    assert (test.class_names, test.labels.tolist()) == (CLASSES, [0, 2])
+    shutil.rmtree(tmp_path / "val/ant")
+    shutil.rmtree(tmp_path / "val/cow")
+    with pytest.raises(UserError, match=f"no images in {tmp_path}/val: expected"):
+        load_image_folder("folder", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_other_names_of_val(tmp_path: pathlib.Path, name: str) -> None:
+    expected = contents(load_image_folder("folder", write_folder(tmp_path)).test)
+    (tmp_path / "val").rename(tmp_path / name)
+    assert contents(load_image_folder("folder", tmp_path).test) == expected
+    (tmp_path / "val").mkdir()  # which is the first to be looked into
+    with pytest.raises(UserError, match=f"no images in {tmp_path}/val"):
+        load_image_folder("folder", tmp_path)
+
+
 def test_any_file_name(tmp_path: pathlib.Path) -> None:
     write_folder(tmp_path)
     name = os.fsdecode(b"train/ant/\xff \xc3\xa9\n.jpeg")  # the first byte is not UTF-8
@@ -231,11 +255,9 @@ def empty(name: str, *others: str) -> Change:
         (empty("val"), r"no images in {root}/val: expected"),
         (empty("train/bee"), r"no images of the class bee in {root}/train: delete the folder"),
         (empty("train/cow", "a.txt", ".b.png"), r"class cow in {root}/train \(its files are none of \.bmp \.gif"),
-        (remove("val/bee"), r"no images of the class bee in {root}/val: {root}/train has them"),
-        (empty("val/cow"), r"no images of the class cow in {root}/val"),
         (
-            lambda root: [remove("val/ant")(root), empty("val/cow")(root)],
-            r"class ant and of 1 more classes in {root}/val",
+            lambda root: [empty("train/ant")(root), empty("train/cow")(root)],
+            r"class ant and of 1 more classes in {root}/train: delete the folder if there is no such class",
         ),
         (add(**{"val/dog/1.png": ""}), r"{root}/val/dog: there is no such class in {root}/train \(1 in all\)"),
         (add(**{"train/1.png": "", "train/0.png": ""}), r"{root}/train/0.png lies beside the folders .*\(2 such"),
@@ -265,7 +287,6 @@ KAGGLE = "ImageId,PredictionString\n"
         ("val.txt", GOOD + "q.png ant\n", r"{root}/val.txt, line 4: there is no image 'q.png' in {root}/val"),
         ("val.txt", GOOD[:-12], r"{root}/val.txt has no line for {root}/val/z.JPEG \(1 of 3 images have none\)"),
         ("val.txt", "", r"{root}/val.txt has no line for {root}/val/x 1.jpeg \(3 of 3"),
-        ("val.txt", GOOD.replace("cow", "ant"), r"no images of the class cow in {root}/val: {root}/train has them"),
         ("LOC_val_solution.csv", GOOD, r"LOC_val_solution.csv, line 1: expected ImageId,PredictionString, found 'x 1"),
         ("LOC_val_solution.csv", KAGGLE + "y,ant 1\nz\n", r"csv, line 3: expected ImageId,PredictionString, found 'z'"),
         ("LOC_val_solution.csv", KAGGLE + "y.png,ant 1\n", r"csv, line 2: there is no image 'y.png' in {root}/val"),

@@ -175,8 +175,8 @@ def test_a_wrong_folder(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=f"no folder {tmp_path}/train"):
         main(["data", "check", str(tmp_path)])
     write_folder(tmp_path)
-    shutil.rmtree(tmp_path / "val/bee")
-    with pytest.raises(UserError, match=f"no images of the class bee in {tmp_path}/val"):
+    shutil.rmtree(tmp_path / "train/bee")
+    with pytest.raises(UserError, match=f"{tmp_path}/val/bee: there is no such class in {tmp_path}/train"):
         main(["data", "check", str(tmp_path)])
     with pytest.raises(UserError, match="--workers must be at least 1; got -1"):
         main(["data", "check", str(tmp_path), "--workers", "-1"])
