@@ -28,6 +28,13 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint to evaluate; default: the last")
     parser.add_argument("--batch-size", type=int, metavar="N", help="views computed at a time; default: the run's")
     parser.add_argument(
+        "--max-broken",
+        type=float,
+        default=100.0,
+        metavar="PERCENT",
+        help="unreadable test images that are left out, in %% of all; more are an error; default: 100",
+    )
+    parser.add_argument(
         "--save-predictions", type=Path, metavar="FILE", help="write ids, labels and probabilities as .npz"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every class, as the last line")
@@ -38,6 +45,8 @@ def main(args: Sequence[str]) -> int:
     options = make_parser().parse_args(args)
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size must be at least 1; got {options.batch_size}")
+    if not 0 <= options.max_broken <= 100:
+        raise UserError(f"--max-broken must be between 0 and 100; got {options.max_broken:g}")
     predictions: Path | None = options.save_predictions
     if predictions and not predictions.parent.is_dir():
         raise UserError(f"--save-predictions: there is no folder {predictions.parent}")
@@ -52,7 +61,10 @@ def main(args: Sequence[str]) -> int:
         data_dir=options.data_dir,
         step=options.step,
         batch_size=options.batch_size,
+        max_broken=options.max_broken,
     )
+    for image in evaluation.unreadable:
+        print(printable(f"warning: cannot read the test image {image}: left out"), file=sys.stderr)
     if predictions:
         evaluation.save_predictions(predictions)
     result = evaluation.to_dict()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_jax import models
     from resnet_jax.inference.load import load, preprocess
+    from resnet_jax.inference.predict import predict
     from resnet_jax.models import (
         VGG,
         BatchNorm,
@@ -28,6 +29,7 @@ __all__ = [
     "imagenet_resnet",
     "load",
     "models",
+    "predict",
     "preprocess",
     "recalibrate_bn",
     "vgg",
@@ -38,5 +40,6 @@ def __getattr__(name: str) -> Any:
     """Import jax and orbax only when a name is asked for that needs them, so that --help answers at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"resnet_jax.{'inference.load' if name in ('load', 'preprocess') else 'models'}")
+    where = {"load": "inference.load", "preprocess": "inference.load", "predict": "inference.predict"}
+    module = importlib.import_module(f"resnet_jax.{where.get(name, 'models')}")
     return module if name == "models" else getattr(module, name)

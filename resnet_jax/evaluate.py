@@ -16,10 +16,10 @@ import numpy as np
 from resnet_jax.data import LabelledImages, load_test_images
 from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import Protocol, ProtocolName, make_protocol
-from resnet_jax.errors import DivergedError, UserError
+from resnet_jax.errors import BrokenDataError, DivergedError, UserError
 from resnet_jax.files import append_line, atomic_write
 from resnet_jax.inference.load import Trained, load, read_config
-from resnet_jax.inference.predict import predict
+from resnet_jax.inference.predict import probabilities
 from resnet_jax.metrics import Metrics, wrong_images
 from resnet_jax.parallel.devices import environment
 from resnet_jax.run.records import EVALUATIONS
@@ -42,13 +42,15 @@ class Evaluation:
 
     Attributes:
       members: the networks; their softmax outputs are averaged (Sec. 4.1, Table 5).
-      test: the images.
+      test: the images, but for unreadable ones.
       probabilities: [N, num_classes] float64.
+      unreadable: images that could not be read, and why.
     """
 
     members: tuple[Member, ...]
     test: LabelledImages
     probabilities: np.ndarray
+    unreadable: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -141,8 +143,11 @@ def evaluate(
     data_dir: str | None = None,
     step: int | None = None,
     batch_size: int | None = None,
+    max_broken: float = 100.0,
 ) -> Evaluation:
     """Test the networks of work directories on every test image once, over all devices.
+
+    Images that cannot be read are left out, as in the evaluations of a training.
 
     Args:
       workdirs: of runs or imports, or other sources of load(). The networks may differ in depth, input size and
@@ -152,9 +157,11 @@ def evaluate(
       data_dir: where the data set is now, if not where it was.
       step: of the checkpoint, for a single work directory; None for the last one.
       batch_size: views computed at a time; None for the run's data.eval_batch_size.
+      max_broken: images that may be left out, in % of all.
 
     Raises:
       UserError: no work directory, no such checkpoint, no data, other classes, or scales that do not fit.
+      BrokenDataError: more images than that cannot be read, or none can.
       DivergedError: a network whose outputs are not finite.
     """
     if step is not None and len(workdirs) > 1:
@@ -166,18 +173,34 @@ def evaluate(
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")
     data = configs[0].data
     test = load_test_images(data.name, data_dir or data.dir, upright=data.upright)
-    members, probabilities = [], np.zeros((len(test), len(test.class_names)))
+    members, total = [], np.zeros((len(test), len(test.class_names)))
+    unreadable: dict[int, str] = {}
     for folder, config in zip(folders, configs, strict=True):
         trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)
         check_classes(trained.origin.inputs, test)
         of_member = _protocol(trained, protocol, scales)
         size = batch_size or config.data.eval_batch_size
-        of_network = predict(trained, test.images, of_member, batch_size=size)
-        if not np.isfinite(of_network).all():  # its errors would look like those of an untrained network
+        found = probabilities(trained, test.images, of_member, batch_size=size)
+        unreadable |= found.unreadable
+        _check_readable(unreadable, test, max_broken)
+        total += found.values
+        if not np.isfinite(np.delete(total, list(unreadable), 0)).all():  # errors like an untrained network's
             raise DivergedError(f"{folder}: the outputs of the network of step {trained.origin.step} are not finite")
-        probabilities += of_network
         members.append(Member(folder, trained.origin.step, of_member))
-    return Evaluation(tuple(members), test, probabilities / len(members))
+    mean = np.delete(total, list(unreadable), 0) / len(members)
+    named = tuple(f"{test.ids[index]}: {unreadable[index]}" for index in sorted(unreadable))
+    return Evaluation(tuple(members), test.without(unreadable) if unreadable else test, mean, named)
+
+
+def _check_readable(unreadable: dict[int, str], test: LabelledImages, max_broken: float) -> None:
+    first = min(unreadable, default=0)
+    if 100 * len(unreadable) > max_broken * len(test):
+        raise BrokenDataError(
+            f"cannot read {len(unreadable)} of {len(test)} test images, more than --max-broken {max_broken:g} %; the"
+            f" first is {test.ids[first]}: {unreadable[first]}"
+        )
+    if len(unreadable) == len(test):
+        raise BrokenDataError(f"none of the test images can be read; the first is {test.ids[0]}: {unreadable[0]}")
 
 
 def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None) -> Protocol:

@@ -1,4 +1,4 @@
-"""python -m resnet_jax summary|import|export|checkpoints|data|paper|responses|report ..."""
+"""python -m resnet_jax summary|import|export|predict|checkpoints|data|paper|responses|report ..."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
+from resnet_jax.cli.predict import add_command as add_predict_command
 from resnet_jax.errors import UserError, optional
 from resnet_jax.paper.items import NAMES
 
@@ -88,6 +89,8 @@ def make_parser() -> ArgumentParser:
         " was changed on purpose",
     )
     command.set_defaults(run=_checkpoints)
+
+    add_predict_command(commands)
 
     add_data_commands(commands)
 

@@ -25,6 +25,13 @@ Advance = Callable[[int], None]
 """advance(images): tells how many more images are done."""
 
 
+def make_progress() -> Progress:
+    """Return a bar that counts images, on a terminal; elsewhere nothing is shown."""
+    columns = (TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+    console = Console(stderr=True, highlight=False)  # stdout is for the result
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def run_tasks(
     function: Callable[[T, Advance], R], tasks: Sequence[T], *, workers: int, images: int, done: int = 0
 ) -> Iterator[R]:
@@ -40,9 +47,7 @@ def run_tasks(
     Raises:
       CommandError: a process was killed, or whatever the function raises.
     """
-    columns = (TextColumn("images"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, highlight=False)  # stdout is for the result
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with make_progress() as progress:
         bar = progress.add_task("images", total=images, completed=done)
         if workers <= 1:
             for task in tasks:

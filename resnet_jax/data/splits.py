@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnet_jax.data.decode import BrokenImageError, decode, upright
+from resnet_jax.data.decode import decode, upright
 from resnet_jax.data.types import AnyDataset, Dataset, EncodedImages, LabelledImages, Split
 from resnet_jax.errors import UserError
 
@@ -93,16 +93,12 @@ class _DecodedImages:
         return len(self.encoded)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        """Read an image; grey and CMYK are converted.
+        """Read an image.
 
         Raises:
-          UserError: it cannot be read.
+          BrokenImageError: it cannot be read.
         """
-        try:
-            content, _ = self.encoded.read(index)
-            return decode(content)
-        except BrokenImageError as error:
-            raise UserError(f"cannot read the image {self.encoded.id(index)}: {error}") from error
+        return decode(self.encoded.read(index)[0])
 
 
 def turned(images: LabelledImages) -> LabelledImages:

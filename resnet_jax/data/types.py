@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -135,7 +135,7 @@ class TrainingData(abc.ABC):
 
 
 class Images(Protocol):
-    """A sequence of images, in memory or not: images[i] is RGB uint8 [H, W, 3]."""
+    """A sequence of images, in memory or not: images[i] is RGB uint8 [H, W, 3], or raises BrokenImageError."""
 
     def __len__(self) -> int: ...
 
@@ -154,6 +154,24 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def without(self, left_out: Collection[int]) -> LabelledImages:
+        """Return all but some images."""
+        kept = [index for index in range(len(self)) if index not in left_out]
+        some = _Some(self.images, kept)
+        return dataclasses.replace(self, images=some, labels=self.labels[kept], ids=tuple(self.ids[i] for i in kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+    images: Images
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return self.images[self.indices[index]]
 
 
 class Batch(NamedTuple):

@@ -1,22 +1,26 @@
-"""Probabilities of images of any size by a trained network, batch by batch over all devices."""
+"""Probabilities of the classes of images of any size, batch by batch over all devices."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.augment import normalize
+from resnet_jax.data.decode import BrokenImageError, decode, upright
 from resnet_jax.data.inputs import adapt_preprocessing
 from resnet_jax.data.types import Images
-from resnet_jax.data.views import Protocol, views
+from resnet_jax.data.views import Protocol, ProtocolName, make_protocol, views
+from resnet_jax.errors import UserError, reason
 from resnet_jax.inference.load import Trained
 from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.fully_convolutional import fully_convolutional_logits
@@ -30,22 +34,91 @@ _STEPS_OF_SIZE = 4  # an array is longer than its images by at most this part of
 Size = tuple[int, int]
 
 
-def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size: int) -> np.ndarray:
-    """Return the mean softmax output over the views of each image.
+class Probabilities(NamedTuple):
+    """The mean softmax output over the views of each image.
+
+    Attributes:
+      values: [N, num_classes] float64; each row sums to 1, or is NaN where the image could not be read.
+      unreadable: why not, by the number of the image.
+    """
+
+    values: np.ndarray
+    unreadable: dict[int, str]
+
+
+def predict(
+    trained: Trained,
+    images: Sequence[np.ndarray | str | Path] | np.ndarray,
+    *,
+    protocol: ProtocolName = "single",
+    batch_size: int = 100,
+) -> np.ndarray:
+    """Classify images: decoded, resized and cropped as in evaluation, in full float32, over all devices.
+
+    Args:
+      trained: of load().
+      images: RGB uint8 [H, W, 3] of any size, one array [N, H, W, 3] of them, or paths of image files.
+      protocol: "single", "10crop" or "multiscale"; see views.Protocol.
+      batch_size: views computed at a time; it changes no result.
+
+    Returns:
+      Probabilities [N, num_classes] float64 of the classes trained.origin.inputs.class_names; each row sums to 1.
+
+    Raises:
+      UserError: a file that cannot be read.
+      ValueError: an image of another type or shape.
+    """
+    height, width, _ = trained.origin.inputs.image_shape
+    opened = OpenedImages(images, upright=trained.origin.config.data.upright)
+    found = probabilities(trained, opened, make_protocol(protocol, (height, width)), batch_size=batch_size)
+    for index, why in found.unreadable.items():
+        raise UserError(f"cannot read the image {images[index]}: {why}")
+    return found.values
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedImages:
+    """Arrays as they are, and files as their images, read when they are asked for."""
+
+    images: Sequence[np.ndarray | str | Path] | np.ndarray
+    upright: bool = False  # whether files are turned as their cameras say
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """Return RGB uint8 [H, W, 3].
+
+        Raises:
+          BrokenImageError: a file that cannot be read.
+          ValueError: an array of another type or shape.
+        """
+        image = self.images[index]
+        if isinstance(image, (str, Path)):
+            try:
+                content = Path(image).read_bytes()
+            except OSError as error:
+                raise BrokenImageError(reason(error)) from error
+            return decode(upright(content) if self.upright else content)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"expected RGB uint8 images [H, W, 3], got {image.dtype} {image.shape}")
+        return image
+
+
+def probabilities(trained: Trained, images: Images, protocol: Protocol, *, batch_size: int) -> Probabilities:
+    """Compute the mean softmax output over the views of each image.
 
     Args:
       trained: the network.
-      images: images[i] is RGB uint8 [H, W, 3].
+      images: images[i] is RGB uint8 [H, W, 3], or raises BrokenImageError.
       protocol: the views.
       batch_size: views of the input's size computed at a time; of larger views fewer. It changes no result.
-
-    Returns:
-      [N, num_classes] float64; each row sums to 1.
 
     Raises:
       TooLittleMemoryError: a batch does not fit into the device's memory.
     """
     logits = _make_logits(trained, protocol)
+    unreadable: dict[int, str] = {}
     totals = np.zeros((len(images), len(trained.origin.inputs.class_names)))
     pending: deque[tuple[list[int], jax.Array]] = deque()
 
@@ -55,13 +128,14 @@ def predict(trained: Trained, images: Images, protocol: Protocol, *, batch_size:
             np.add.at(totals, indices, _softmax(of_views[: len(indices)]))
 
     with explained("testing", [f"a --batch-size below {batch_size}"]):
-        for batch in _batches(images, protocol, batch_size, jax.device_count()):
+        for batch in _batches(read_views(images, protocol, unreadable), protocol, batch_size, jax.device_count()):
             pending.append((batch.indices, logits(batch)))
             while len(pending) > _RUN_AHEAD:
                 finish()
         while pending:
             finish()
-    return totals / totals.sum(1, keepdims=True)  # each view has added 1
+    totals[list(unreadable)] = np.nan
+    return Probabilities(totals / totals.sum(1, keepdims=True), unreadable)  # each view has added 1
 
 
 class _Batch:
@@ -83,11 +157,13 @@ class _Batch:
         return len(self.indices) == len(self.images)
 
 
-def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) -> Iterator[_Batch]:
+def _batches(
+    views_of_images: Iterable[list[np.ndarray]], protocol: Protocol, batch_size: int, devices: int
+) -> Iterator[_Batch]:
     """Yield batches that hold every view exactly once."""
     open_batches: dict[Size, _Batch] = {}
     input_area = protocol.input_size[0] * protocol.input_size[1]
-    for index, image_views in enumerate(read_views(images, protocol)):
+    for index, image_views in enumerate(views_of_images):
         for view in image_views:
             size = _array_size(view.shape[:2], protocol)
             if size not in open_batches:
@@ -101,18 +177,25 @@ def _batches(images: Images, protocol: Protocol, batch_size: int, devices: int) 
     yield from open_batches.values()
 
 
-def read_views(images: Images, protocol: Protocol) -> Iterator[list[np.ndarray]]:
-    """Yield the views of each image, in order; they are read and resized in threads, a few images ahead."""
+def read_views(images: Images, protocol: Protocol, unreadable: dict[int, str]) -> Iterator[list[np.ndarray]]:
+    """Yield the views of each image, in order; they are read and resized in threads, a few images ahead.
+
+    An image that cannot be read has none, and why is noted in `unreadable` by its number.
+    """
+
+    def of_image(index: int) -> list[np.ndarray]:
+        try:
+            return views(images[index], protocol)
+        except BrokenImageError as error:
+            unreadable[index] = str(error)
+            return []
+
     with ThreadPoolExecutor(cores()) as pool:
         indices = iter(range(len(images)))
-
-        def submit(count: int) -> list[Any]:
-            return [pool.submit(lambda i: views(images[i], protocol), i) for i in islice(indices, count)]
-
-        queue = deque(submit(4 * cores()))
+        queue = deque(pool.submit(of_image, index) for index in islice(indices, 4 * cores()))
         while queue:
             yield queue.popleft().result()
-            queue.extend(submit(1))
+            queue.extend(pool.submit(of_image, index) for index in islice(indices, 1))
 
 
 def _array_size(size: Size, protocol: Protocol) -> Size:

@@ -13,7 +13,7 @@ from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.data import Dataset, LabelledImages, Split
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol
-from resnet_jax.errors import UserError
+from resnet_jax.errors import BrokenDataError, UserError
 from resnet_jax.evaluate import Evaluation, Member, evaluate, record
 from resnet_jax.models import build_model
 from resnet_jax.optim import build_optimizer, build_schedule
@@ -150,9 +150,16 @@ def test_a_folder_of_images(tmp_path):
     assert evaluation.test.labels.tolist() == [0, 1, 1]
     assert np.isnan(evaluation.class_errors[2])
     assert evaluation.to_dict()["class_errors"]["n03"] is None
-    (tmp_path / "data" / "val" / "n02" / "broken.JPEG").write_bytes(b"\xff\xd8 no image")
-    with pytest.raises(UserError, match="cannot read the image .*broken.JPEG"):
-        evaluate([workdir], data_dir=str(tmp_path / "data"))
+    broken = tmp_path / "data" / "val" / "n02" / "broken.JPEG"
+    broken.write_bytes(b"\xff\xd8 no image")
+    again = evaluate([workdir], data_dir=str(tmp_path / "data"))
+    assert again.unreadable == ("n02/broken.JPEG: no image",)
+    assert (again.test.ids, again.count) == (evaluation.test.ids, 3)
+    np.testing.assert_array_equal(again.probabilities, evaluation.probabilities)
+    np.testing.assert_array_equal(again.test.images[2], evaluation.test.images[2])
+    with pytest.raises(BrokenDataError, match="cannot read 1 of 4 test images, more than --max-broken 20 %"):
+        evaluate([workdir], data_dir=str(tmp_path / "data"), max_broken=20)
+    broken.unlink()
     (tmp_path / "data" / "val" / "n04").mkdir()
     with pytest.raises(UserError, match="imagenet has 4 classes, but the weights are for 3; check --data.dir"):
         evaluate([workdir], data_dir=str(tmp_path / "data"))

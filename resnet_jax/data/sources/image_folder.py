@@ -202,6 +202,26 @@ def _below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                 folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
 
 
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return files as they are, and in the place of folders all images inside them, sorted.
+
+    Raises:
+      UserError: there is no such file, or no image in a folder.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(name for name, entry in _below(path) if _is_image(entry))
+            if not inside:
+                raise UserError(f"no images in {path} (files that end in {' '.join(sorted(FORMATS))})")
+            found += [path / name for name in inside]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"no file or folder {path}")
+    return found
+
+
 def ignored_files(root: Path, class_names: Sequence[str]) -> dict[str, int]:
     """Count files in the folders of classes that are no images, by what their names end in, the most first."""
     names = (path for name in class_names for path, entry in _below(root / name) if not _is_image(entry))

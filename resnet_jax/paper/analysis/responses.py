@@ -199,7 +199,7 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
         model,
         variables,
         lambda images: preprocess(images, origin),
-        (view for (view,) in read_views(test.images, make_protocol("single", (height, width)))),
+        (view for views in read_views(test.images, make_protocol("single", (height, width)), {}) for view in views),
         batch_size=config.data.eval_batch_size,
         step=origin.step,
     )

@@ -11,7 +11,7 @@ from resnet_jax.data.splits import decoded_images
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol, resize, views
 from resnet_jax.inference.load import Origin, Trained
-from resnet_jax.inference.predict import predict
+from resnet_jax.inference.predict import probabilities as compute
 from resnet_jax.models import ResNet
 
 SAMPLE = SHARED / "data" / "imagenet_sample" / "train"
@@ -62,13 +62,14 @@ PIXEL_MEAN = np.random.RandomState(5).uniform(0.3, 0.7, (8, 8, 3)).astype(np.flo
 )
 def test_any_size_any_batch(protocol, mean, sizes):
     trained, images = make_trained((8, 8), mean), random_images(sizes)
-    probabilities = predict(trained, images, protocol, batch_size=2)
+    probabilities = compute(trained, images, protocol, batch_size=2).values
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
     assert probabilities.std(0).min() > 1e-3  # the images are told apart
     for image, row in zip(images, probabilities, strict=True):
         np.testing.assert_allclose(row, slow_probabilities(trained, image, protocol, (4, 4)), rtol=2e-4)
-    np.testing.assert_allclose(predict(trained, images, protocol, batch_size=64), probabilities, rtol=1e-4)
+    again = compute(trained, images, protocol, batch_size=64).values
+    np.testing.assert_allclose(again, probabilities, rtol=1e-4)
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the ImageNet photographs (../shared/data) are not here")
@@ -78,6 +79,6 @@ def test_photographs():
     images = decoded_images("photographs", encoded, ("a",) * 58).images
     trained = make_trained((32, 32), CHANNEL_MEAN)
     for protocol in (make_protocol("10crop", (32, 32)), make_protocol("multiscale", (32, 32), (41,))):
-        probabilities = predict(trained, images, protocol, batch_size=3)
+        probabilities = compute(trained, images, protocol, batch_size=3).values
         for image, row in zip(images, probabilities, strict=True):
             np.testing.assert_allclose(row, slow_probabilities(trained, image, protocol, (16, 16)), rtol=5e-4)

@@ -19,7 +19,7 @@ from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.data.types import Batch, Inputs, Preprocessing
 from resnet_jax.data.views import make_protocol
 from resnet_jax.inference.load import Origin, Trained
-from resnet_jax.inference.predict import predict
+from resnet_jax.inference.predict import probabilities
 from resnet_jax.models import ResNet, abstract_variables, cifar_resnet, create_model, recalibrate_bn
 from resnet_jax.models.backend import for_this_backend
 from resnet_jax.optim import sgd
@@ -57,7 +57,7 @@ def compiled(tmp_path):
 
 
 def predict_views(trained, protocol):
-    predict(trained, IMAGES, protocol, batch_size=4)
+    probabilities(trained, IMAGES, protocol, batch_size=4)
 
 
 WAYS = {
@@ -181,7 +181,7 @@ def test_nothing_else_applies_a_network():
     without = {name: [line for line, inside in lines if not inside] for name, lines in found.items()}
     assert {name: len(lines) for name, lines in without.items() if lines} == {
         "gradients.py": 1,  # the loss of training
-        "models/fully_convolutional.py": 1,  # a part of predict()
+        "models/fully_convolutional.py": 1,  # a part of probabilities()
     }
     assert {name for name, lines in found.items() if any(inside for _, inside in lines)} == {
         "steps.py", "inference/predict.py", "convert/programs.py", "paper/analysis/responses.py",
