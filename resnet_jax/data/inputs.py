@@ -7,7 +7,7 @@ import numpy as np
 from resnet_jax.config import Config, check_applies
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.splits import split_validation
-from resnet_jax.data.tools.statistics import load_statistics
+from resnet_jax.data.tools.statistics import find_statistics
 from resnet_jax.data.types import (
     AnyDataset,
     Dataset,
@@ -19,6 +19,7 @@ from resnet_jax.data.types import (
     check_inputs,
 )
 from resnet_jax.errors import UserError
+from resnet_jax.parallel.devices import cores
 
 _MOST_IMAGES = 2**31  # positions in the endless stream of images are int32 on the devices
 
@@ -63,7 +64,8 @@ def describe_inputs(config: Config, dataset: AnyDataset, trained: Preprocessing 
     if isinstance(dataset, StreamedDataset):
         shape = (data.image_size, data.image_size, 3)
         if data.lighting or not mean_is_known:
-            statistics = load_statistics(dataset, data.dir)
+            workers = cores() if data.workers is None else data.workers
+            statistics = find_statistics(dataset, data.dir, data.image_size, workers=workers)
             mean_image = statistics.mean
     else:
         shape = dataset.image_shape

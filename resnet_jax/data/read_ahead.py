@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 from collections.abc import Iterator
 from typing import Any
@@ -47,10 +48,17 @@ class Batches:
         """Return the next batch.
 
         Raises:
-          CommandError: a worker process was killed, or whatever it raises itself.
+          CommandError: a worker process was killed, there is too little shared memory, or whatever a worker raises.
         """
         try:
             arrays = next(self._iterator)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise CommandError(
+                "shared memory, through which worker processes hand over images, is full: make /dev/shm larger (docker"
+                " run --shm-size 8g), take fewer --data.workers, or none with --data.workers 0"
+            ) from error
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import signal
@@ -74,6 +75,22 @@ class Deadly(Colours):
 def test_a_killed_worker_is_an_error() -> None:
     with pytest.raises(CommandError, match=r"worker process that reads images was killed: .* fewer --data.workers"):
         read(Deadly(9), workers=1)
+
+
+def test_too_little_shared_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __next__(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            pass
+
+    window = scale_window(16, (16, 20))
+    with training_batches(Colours(9), window, size=16, flip=True, batch_size=2, seed=0, step=0, workers=0) as batches:
+        batches.close()
+        monkeypatch.setattr(batches, "_iterator", Full())
+        with pytest.raises(CommandError, match="is full: make /dev/shm larger .* or none with --data.workers 0"):
+            next(batches)
 
 
 def test_others_end_when_one_fails() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_jax.data.decode import BrokenImageError, decode
 from resnet_jax.data.processes import Advance, run_tasks
+from resnet_jax.data.splits import Subset
 from resnet_jax.data.types import EncodedImages, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError, reason
@@ -18,6 +19,7 @@ from resnet_jax.files import atomic_write, read_arrays
 
 FILE_NAME = "statistics.npz"
 _AT_ONCE = 32  # images of a task
+_SMALL = 50_000  # images that are read for their statistics when a run begins: some minutes at most
 
 
 class Statistics(NamedTuple):
@@ -106,6 +108,26 @@ def save_statistics(statistics: Statistics, folder: Path) -> Path:
     return path
 
 
+def find_statistics(dataset: StreamedDataset, data_dir: str | Path, image_size: int, *, workers: int) -> Statistics:
+    """Read the statistics beside a data set; of a small one without them they are computed and put there.
+
+    Raises:
+      UserError: see load_statistics() and compute_statistics().
+    """
+    images = _all_training_images(dataset)
+    if len(images) > _SMALL or (dataset.folder / FILE_NAME).exists():
+        return load_statistics(dataset, data_dir)
+    statistics = compute_statistics(images, image_size, workers=workers)
+    with contextlib.suppress(UserError):  # of a folder that may only be read
+        save_statistics(statistics, dataset.folder)
+    return statistics
+
+
+def _all_training_images(dataset: StreamedDataset) -> EncodedImages:
+    """Return the images to train on and those held out of them."""
+    return dataset.train.images if isinstance(dataset.train, Subset) else dataset.train
+
+
 def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistics:
     """Read the statistics beside a data set; errors name `data_dir`.
 
@@ -113,7 +135,7 @@ def load_statistics(dataset: StreamedDataset, data_dir: str | Path) -> Statistic
       UserError: there are none, they are damaged, or of another number of images.
     """
     path = dataset.folder / FILE_NAME
-    images = len(dataset.train) + (len(dataset.validation) if dataset.validation else 0)
+    images = len(_all_training_images(dataset))
     name = "" if dataset.name in ("imagenet", "folder") else f" --name {dataset.name}"
     again = f"python -m resnet_jax data statistics {data_dir}{name}"
     try:

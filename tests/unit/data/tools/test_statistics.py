@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.decode import BrokenImageError, encode_raw
-from resnet_jax.data.tools.statistics import compute_statistics, load_statistics, save_statistics
+from resnet_jax.data.splits import split_validation
+from resnet_jax.data.tools.statistics import compute_statistics, find_statistics, load_statistics, save_statistics
 from resnet_jax.data.types import StreamedDataset
 from resnet_jax.data.views import make_protocol, views
 from resnet_jax.errors import UserError
@@ -69,6 +70,21 @@ def test_they_are_stored_beside_the_data(tmp_path):
     loaded = load_statistics(dataset(tmp_path), tmp_path)
     for found, expected in zip(loaded, statistics, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_those_of_a_small_set_are_computed_and_put_beside_it(tmp_path, monkeypatch):
+    expected = compute_statistics(InMemory(), 32)
+    for folder in (tmp_path, tmp_path / "nowhere"):  # where nothing can be written
+        found = find_statistics(dataset(folder), folder, 32, workers=1)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    held_out = split_validation(dataset(tmp_path), 5, 0)  # which are images to train on, too
+    monkeypatch.setattr("resnet_jax.data.tools.statistics.compute_statistics", None)
+    for data in (dataset(tmp_path), held_out):
+        np.testing.assert_array_equal(find_statistics(data, tmp_path, 32, workers=1).mean, expected.mean)
+    monkeypatch.setattr("resnet_jax.data.tools.statistics._SMALL", 39)
+    with pytest.raises(UserError, match=r"no .*nowhere/statistics.npz.*: python -m resnet_jax data statistics"):
+        find_statistics(dataset(tmp_path / "nowhere"), tmp_path / "nowhere", 32, workers=1)
 
 
 def test_mistakes_name_the_file_and_the_command(tmp_path):
