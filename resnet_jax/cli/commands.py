@@ -36,7 +36,7 @@ def make_parser() -> ArgumentParser:
     command.set_defaults(run=_summary)
 
     command = commands.add_parser("import", help="make a work directory from a file of weights")
-    command.add_argument("file", type=Path, metavar="FILE", help=".pth, .th, .pt, .safetensors or .caffemodel")
+    command.add_argument("file", type=Path, metavar="FILE", help="of PyTorch, .safetensors or .caffemodel")
     command.add_argument(
         "--model",
         metavar="NAME",
@@ -48,6 +48,19 @@ def make_parser() -> ArgumentParser:
         choices=("torchvision", "caffe", "none"),
         help="what the weights were trained with: torchvision's mean and std, Caffe's mean of pixels in 0..255, or"
         " pixels in [0, 1] as they are; default: as usual for the file",
+    )
+    command.add_argument(
+        "--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in [0, 1], instead of the usual one"
+    )
+    command.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="likewise, to divide by")
+    command.add_argument(
+        "--prefix", default="", metavar="TEXT", help="take the tensors whose names begin so; cut it off"
+    )
+    command.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="ema: the moving averages that a checkpoint has beside its weights",
     )
     command.add_argument("--mean-file", type=Path, metavar="FILE", help="Caffe's mean image (.binaryproto)")
     command.add_argument(
@@ -148,6 +161,11 @@ def _import(options: argparse.Namespace) -> int:
         options.model,
         options.out,
         preprocessing=options.preprocessing,
+        mean=options.mean and tuple(options.mean),
+        std=options.std and tuple(options.std),
+        prefix=options.prefix,
+        averaged=options.weights == "ema",
+        say=print,
         mean_file=options.mean_file,
         stride_on=options.stride_on,
     )

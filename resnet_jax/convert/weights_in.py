@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +14,10 @@ import numpy as np
 
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
-from resnet_jax.convert.files import read_tensors
+from resnet_jax.convert.files import Tensors, read_tensors, some_names
 from resnet_jax.convert.names import Layout, layout_of, variables_from_tensors
 from resnet_jax.data.sources.cifar10 import CLASS_NAMES
-from resnet_jax.data.types import Inputs, Preprocessing
+from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import UserError
 from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
 from resnet_jax.models.blocks import StrideOn
@@ -62,26 +64,42 @@ def read_weights(
     model_name: str | None = None,
     *,
     preprocessing: PreprocessingName | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     mean_file: Path | None = None,
     stride_on: StrideOn | None = None,
+    prefix: str = "",
+    averaged: bool = False,
+    say: Callable[[str], object] = lambda line: None,
 ) -> tuple[Config, dict[str, Any], Inputs]:
     """Return the configuration of a network, its variables as NumPy arrays, and its inputs.
 
     Args:
-      file: .pth, .th, .pt, .safetensors or .caffemodel.
+      file: of PyTorch, .safetensors or .caffemodel.
       model_name: such as "resnet20", "resnet50", "vgg16"; a file that was exported from here says it itself, and
         what follows.
       preprocessing: that the weights were trained with; None for the one usual for the layout of the file.
+      mean, std: of the channels of pixels in [0, 1], instead of those of `preprocessing`.
       mean_file: Caffe's mean image (.binaryproto), instead of channel means.
       stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
         and "3x3" for torchvision. Nothing in the files of others tells.
+      prefix, averaged: of read_tensors().
+      say: called with what was assumed, a line each.
 
     Raises:
       UserError: a file that cannot be read or does not fit the network.
     """
     name = None if model_name is None else _parse(model_name)
     if file.suffix == SUFFIX and file.is_file() and (description := read_description(file)):
-        given = {"--preprocessing": preprocessing, "--mean-file": mean_file, "--stride-on": stride_on}
+        given = {
+            "--preprocessing": preprocessing,
+            "--mean": mean,
+            "--std": std,
+            "--mean-file": mean_file,
+            "--stride-on": stride_on,
+            "--prefix": prefix or None,
+            "--weights ema": averaged or None,
+        }
         if unneeded := [option for option, value in given.items() if value is not None]:
             raise UserError(f"{file} was exported from here and says it itself: leave out {', '.join(unneeded)}")
         _check_name(name, description.config.model, file)
@@ -89,13 +107,17 @@ def read_weights(
     if name is None:
         raise UserError(f"--model is needed: nothing in {file} says which network it is")
     is_caffe = file.suffix == ".caffemodel"
-    tensors = read_caffemodel(file) if is_caffe else read_tensors(file)
+    tensors, taken = (
+        Tensors(read_caffemodel(file)) if is_caffe else read_tensors(file, prefix=prefix, averaged=averaged)
+    )
+    tensors = _with_plain_head(tensors)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
     num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, str(model_name))
     side = 32 if name.family == "cifar" else 224
     shape = (side, side, 3)
-    mean, std = PREPROCESSING[preprocessing or ("caffe" if is_caffe else "torchvision")]
+    usual = preprocessing or ("caffe" if is_caffe else "torchvision")
+    mean, std = mean or PREPROCESSING[usual][0], std or PREPROCESSING[usual][1]
     image = None if mean_file is None else read_mean(mean_file) / 255
     if image is not None and image.shape != shape:
         raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {image.shape}")
@@ -105,7 +127,21 @@ def read_weights(
     config = Config(model=model_config, data=DataConfig(dataset, mean=mean if image is None else None, std=std))
     arrays = Preprocessing(np.asarray(mean if image is None else image, np.float32), np.asarray(std, np.float32))
     inputs = Inputs(shape, class_names, arrays)
-    return config, _to_variables(tensors, config, inputs, layout, file), inputs
+    check_inputs(inputs)
+    variables = _to_variables(tensors, config, inputs, layout, file)
+    if taken:
+        say(f"weights: {taken}")
+    of = f"of {mean_file}" if image is not None else " ".join(f"{value:.4g}" for value in mean)
+    say(f"pixels in [0, 1]: mean {of}, std {' '.join(f'{value:.4g}' for value in std)}")
+    return config, variables, inputs
+
+
+def _with_plain_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Call the last layer fc also where it is one of a Sequential, behind dropout say (fc.1)."""
+    inside = {re.fullmatch(r"fc\.\d+\.(weight|bias)", name) for name in tensors if name.startswith("fc.")}
+    if inside and all(inside) and len({match[0].split(".")[1] for match in inside if match}) == 1:
+        return {re.sub(r"^fc\.\d+\.", "fc.", name): array for name, array in tensors.items()}
+    return tensors
 
 
 def read_exported(file: Path, description: Description) -> tuple[Config, dict[str, Any], Inputs]:
@@ -143,7 +179,7 @@ def _check_name(name: ModelName | None, config: ModelConfig, file: Path) -> None
 def _count_classes(tensors: dict[str, np.ndarray], head: str, file: Path, model_name: str) -> int:
     """Return the number of rows of the last layer, each of which takes room in the file."""
     if head not in tensors:
-        raise UserError(f"{file} has no tensor {head}, the last layer of {model_name}")
+        raise UserError(f"{file} has no tensor {head}, the last layer of {model_name}; it has {some_names(tensors)}")
     shape = tensors[head].shape
     if len(shape) != 2 or 0 in shape:
         raise UserError(f"{file}: {head}, the last layer, has shape {shape}, not (classes, inputs)")

@@ -15,10 +15,10 @@ def recalibrate_bn(model: ResNet, variables: dict[str, Any], batches: Iterable[j
     """Replace the running statistics by their true average over a data set, as the authors did after training.
 
     Args:
-      model: its bn_group_size must divide each batch; its running_variance says which variance is averaged.
+      model: its running_variance says which variance is averaged.
       variables: `params` and `batch_stats`; not changed.
-      batches: normalized images [N, H, W, 3], each batch weighted by its size. Keep one size: each costs a
-        compilation.
+      batches: normalized images [N, H, W, 3], each batch weighted by its size; one that does not divide into BN groups
+        is one group. Keep one size: each costs a compilation.
 
     Returns:
       Variables with the same params and new batch_stats.
@@ -32,8 +32,10 @@ def recalibrate_bn(model: ResNet, variables: dict[str, Any], batches: Iterable[j
 
     @jax.jit
     def add(total: Any, images: jax.Array) -> Any:
+        of_groups = len(images) % (model.bn_group_size or len(images)) == 0
+        divided = last_only if of_groups else last_only.clone(bn_group_size=None)
         with full_float32():
-            _, updates = last_only.apply(variables, images, train=True, mutable=["batch_stats"])
+            _, updates = divided.apply(variables, images, train=True, mutable=["batch_stats"])
         return jax.tree.map(lambda a, b: a + len(images) * b, total, updates["batch_stats"])
 
     total = jax.tree.map(jax.numpy.zeros_like, variables["batch_stats"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pydantic
 import safetensors
@@ -25,6 +26,11 @@ from resnet_jax.models import abstract_variables, build_model
 SUFFIX = ".safetensors"
 _KEY = "resnet_jax"
 Names = Literal["torch", "resnet_jax"]
+_DTYPES: dict[str, Any] = {  # by the names of the format; ml_dtypes comes with JAX
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "BOOL": "?", "C64": "<c8",
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    **{f"{kind.upper()}{8 * size}": f"<{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)},
+}  # fmt: skip
 
 _Row = Annotated[list[float], MinLen(1)]
 _Image = Annotated[list[Annotated[list[_Row], MinLen(1)]], MinLen(1)]
@@ -130,9 +136,17 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
       UserError: it is damaged.
     """
     try:
-        return safetensors.numpy.load_file(path)
+        tensors = dict(safetensors.deserialize(path.read_bytes()))
+        return {name: _to_array(tensor) for name, tensor in tensors.items()}
     except Exception as error:  # the library's own, and what the types and shapes in a damaged header make numpy raise
         raise _damaged(path, error) from error
+
+
+def _to_array(tensor: Mapping[str, Any]) -> np.ndarray:
+    """Return a tensor of the library's; of a type that NumPy has not, as float32."""
+    dtype = np.dtype(_DTYPES[tensor["dtype"]])
+    array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return array.astype(np.float32) if dtype.kind == "V" else array
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

@@ -252,7 +252,7 @@ def make_safetensors(folder: pathlib.Path) -> None:
 
 
 def read_safetensors(folder: pathlib.Path) -> None:
-    for array in read_tensors(folder / "x.safetensors").values():
+    for array in read_tensors(folder / "x.safetensors").arrays.values():
         assert isinstance(array, np.ndarray)
 
 

@@ -124,7 +124,7 @@ def test_safetensors_are_read_back(tensors: dict[str, np.ndarray]) -> None:
     with folder() as temporary:
         path = pathlib.Path(temporary, "x.safetensors")
         safetensors.numpy.save_file(tensors, path)
-        read = read_tensors(path)
+        read = read_tensors(path).arrays
     assert read.keys() == tensors.keys()
     for name, array in tensors.items():
         np.testing.assert_array_equal(read[name], array)

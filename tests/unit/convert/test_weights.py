@@ -1,8 +1,12 @@
 """Import, evaluation, fine-tuning and export of weights, with files as others write them."""
 
+import argparse
 import os
 import pickle
 import re
+import shlex
+import subprocess
+import sys
 from collections import OrderedDict
 
 import jax
@@ -69,7 +73,7 @@ def test_safetensors_out_is_what_came_in(resnet8, tmp_path, capsys):
         )
         difference = float(capsys.readouterr().out.rpartition("largest difference ")[2])
         assert difference <= (1e-5 if names == "torch" else 0)
-    before, after = read_tensors(path), safetensors.numpy.load_file(tmp_path / "torch.safetensors")
+    before, after = read_tensors(path).arrays, safetensors.numpy.load_file(tmp_path / "torch.safetensors")
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
@@ -183,7 +187,7 @@ def test_a_pickle_that_would_run_code(tmp_path):
 def test_pytorch_files(resnet8, tmp_path):
     torch = pytest.importorskip("torch", reason="writing .pth needs torch")
     path, _, variables = resnet8
-    tensors = {name: torch.from_numpy(array) for name, array in read_tensors(path).items()}
+    tensors = {name: torch.from_numpy(array) for name, array in read_tensors(path).arrays.items()}
     torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "epoch": 3}, tmp_path / "file.pth")
     import_weights(tmp_path / "file.pth", "resnet8", tmp_path / "a")
     jax.tree.map(np.testing.assert_array_equal, resnet_jax.load(tmp_path / "a").variables, dict(variables))
@@ -207,9 +211,122 @@ def test_pytorch_files(resnet8, tmp_path):
     ],
 )
 def test_tensors_that_no_network_can_use(resnet8, tmp_path, name, array, message):
-    safetensors.numpy.save_file({**read_tensors(resnet8[0]), name: np.asarray(array)}, tmp_path / "x.safetensors")
+    safetensors.numpy.save_file(
+        {**read_tensors(resnet8[0]).arrays, name: np.asarray(array)}, tmp_path / "x.safetensors"
+    )
     with pytest.raises(UserError, match=f"x.safetensors.*{message}"):
         import_weights(tmp_path / "x.safetensors", "resnet8", tmp_path / "run")
+
+
+def random_state(torch):
+    """Return the state_dict of the CIFAR ResNet of 8 layers, and what it is here."""
+    tensors = make_tensors("resnet8", "cifar", zero_channels="both")
+    return {name: torch.from_numpy(array) for name, array in tensors[2].items()}, tensors[1]
+
+
+@pytest.mark.parametrize("name", ["x.pth.tar", "x.ckpt", "pytorch_model.bin", "x"])
+def test_files_are_told_by_what_is_in_them(tmp_path, name):
+    torch = pytest.importorskip("torch", reason="writing these needs torch")
+    state, variables = random_state(torch)
+    torch.save({"epoch": 90, "arch": "resnet8", "state_dict": state}, tmp_path / name)
+    jax.tree.map(np.testing.assert_array_equal, read_weights(tmp_path / name, "resnet8")[1], variables)
+    safetensors.numpy.save_file({key: tensor.numpy() for key, tensor in state.items()}, tmp_path / name)
+    jax.tree.map(np.testing.assert_array_equal, read_weights(tmp_path / name, "resnet8")[1], variables)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "_orig_mod.", "module._orig_mod.", "backbone.encoder.model."])
+def test_what_all_names_begin_with_is_left_out(tmp_path, prefix):
+    _, variables, tensors = make_tensors("resnet8", "cifar", zero_channels="both")
+    safetensors.numpy.save_file({prefix + name: array for name, array in tensors.items()}, tmp_path / "x.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, read_weights(tmp_path / "x.safetensors", "resnet8")[1], variables)
+
+
+def test_one_of_several_networks_is_chosen_by_its_prefix(tmp_path):
+    _, variables, tensors = make_tensors("resnet8", "cifar", zero_channels="both")
+    both = {f"module.encoder_q.{name}": array for name, array in tensors.items()}
+    both |= {f"module.encoder_k.{name}": 0 * array for name, array in tensors.items()}
+    file = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file(both, file)
+    found = read_weights(file, "resnet8", prefix="module.encoder_q.")[1]
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    assert "has no tensor fc.weight, the last layer of resnet8; it has encoder_" in refused(file)
+    assert "--prefix encoder: no tensor of" in refused(file, prefix="encoder")
+
+
+def test_moving_averages_beside_the_weights(tmp_path):
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    state, variables = random_state(torch)
+    file, said = tmp_path / "x.pth", []
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model": other, "model_ema": {f"module.{name}": tensor for name, tensor in state.items()}}, file)
+    found = read_weights(file, "resnet8", averaged=True, say=said.append)[1]
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    assert said[0] == "weights: model_ema"
+    plain = read_weights(file, "resnet8", say=said.append)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 1, rtol=1e-6), plain, variables)
+    assert "weights: model (--weights ema takes model_ema)" in said
+    torch.save({"n_averaged": torch.tensor(5), **{f"module.{name}": tensor for name, tensor in state.items()}}, file)
+    jax.tree.map(np.testing.assert_array_equal, read_weights(file, "resnet8")[1], variables)
+    assert "--weights ema: " in refused(file, averaged=True)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_numbers_of_other_lengths(tmp_path, dtype):
+    torch = pytest.importorskip("torch", reason="writing bfloat16 needs torch")
+    import safetensors.torch
+
+    state, variables = random_state(torch)
+    shorter = {name: tensor.to(getattr(torch, dtype)) for name, tensor in state.items()}
+    safetensors.torch.save_file(shorter, tmp_path / "x.safetensors")
+    expected = read_weights(tmp_path / "x.safetensors", "resnet8")[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), expected, variables)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(expected))
+
+
+def test_the_way_out_of_a_refused_checkpoint_works(tmp_path):
+    torch = pytest.importorskip("torch", reason="writing .pth needs torch")
+    state, variables = random_state(torch)
+    for number, content in enumerate(
+        (
+            {"model": state, "args": argparse.Namespace(lr=0.1)},
+            {"state_dict": state, "args": argparse.Namespace(lr=0.1)},
+        )
+    ):
+        file = tmp_path / f"{number}.pth"
+        torch.save(content, file)
+        message = refused(file)
+        assert "it holds argparse.Namespace beside tensors, and reading that may run code. If you trust it:" in message
+        command = shlex.split(message.partition("If you trust it: ")[2])
+        subprocess.run([sys.executable, *command[1:]], check=True)
+        found = read_weights(tmp_path / f"{number}.tensors.pth", "resnet8")[1]
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
+    assert "it holds torch.nn.modules.linear.Linear beside tensors" in refused(tmp_path / "whole.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    assert "script.pt is TorchScript, a program. If you trust it: python -c" in refused(tmp_path / "script.pt")
+
+
+def test_a_head_in_a_sequential(tmp_path):
+    _, variables, tensors = make_tensors("resnet18", "torchvision", num_classes=4)
+    inside = {name.replace("fc.", "fc.1."): array for name, array in tensors.items()}
+    safetensors.numpy.save_file(inside, tmp_path / "x.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, read_weights(tmp_path / "x.safetensors", "resnet18")[1], variables)
+
+
+def test_mean_and_std_of_ones_own(resnet8, tmp_path, capsys):
+    arguments = ["import", str(resnet8[0]), "--model", "resnet8", "--mean", ".1", ".2", ".3", "--std", "1", "1", "0.5"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "pixels in [0, 1]: mean 0.1 0.2 0.3, std 1 1 0.5\n" in capsys.readouterr().out
+    mean, std = resnet_jax.load(tmp_path / "run").origin.inputs.preprocessing
+    np.testing.assert_array_equal((mean, std), np.float32([[0.1, 0.2, 0.3], [1, 1, 0.5]]))
+    assert "the std of the images must be above 0" in refused_copy(resnet8[0], tmp_path, std=(1.0, 0.0, 1.0))
+
+
+def refused_copy(file, folder, **options):
+    copy = folder / "copy.safetensors"
+    copy.write_bytes(file.read_bytes())
+    (folder / "run").rename(folder / "other")
+    return refused(copy, **options)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
@@ -227,7 +344,8 @@ def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
     [
         ("none.safetensors", "resnet8", "no file"),
         ("none.caffemodel", "resnet50", "No such file"),
-        ("file.h5", "resnet8", "unknown kind of file"),
+        ("text.pt2", "resnet8", "text.pt2 is no file of weights that is known"),
+        ("keras.h5", "resnet8", "keras.h5 is HDF5, as Keras writes it, which is not read"),
         ("file.safetensors", "resnet9", "depth must be 6n"),
         ("file.safetensors", "alexnet", "--model: unknown model 'alexnet'"),
         ("file.safetensors", "resnet14", "missing: layer1.1"),
@@ -235,8 +353,9 @@ def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
     ],
 )
 def test_mistakes_of_an_import(resnet8, tmp_path, name, model, message):
-    for suffix in ("safetensors", "h5"):
-        (tmp_path / f"file.{suffix}").write_bytes(resnet8[0].read_bytes())
+    (tmp_path / "file.safetensors").write_bytes(resnet8[0].read_bytes())
+    (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    (tmp_path / "text.pt2").write_bytes(b"some text, which is no file of weights")
     assert re.search(message, refused(tmp_path / name, model))
 
 
