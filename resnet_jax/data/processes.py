@@ -6,17 +6,19 @@ import collections
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.errors import CommandError
+from resnet_jax.errors import CommandError, UserError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,6 +55,7 @@ def run_tasks(
             for task in tasks:
                 yield function(task, partial(progress.advance, bar))
             return
+        check_main_guard()
         context = multiprocessing.get_context("spawn")  # a fork would inherit JAX's threads in the middle of something
         count, stop = context.Value("q", done), context.Event()
         pool = futures.ProcessPoolExecutor(
@@ -73,6 +76,24 @@ def run_tasks(
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
+
+
+def check_main_guard() -> None:
+    """Check that the script which runs does nothing when a worker process imports it, as Python has them do.
+
+    Raises:
+      UserError: each process would begin anew what this one does.
+    """
+    path = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    try:
+        guarded = "__name__" in path.read_text(errors="replace")
+    except OSError:  # a notebook or a prompt, which is not imported
+        return
+    if not guarded:
+        raise UserError(
+            f"worker processes would run {path} anew: put what it does into a function, and call"
+            ' that below if __name__ == "__main__": (or take no workers)'
+        )
 
 
 class _Stopped(Exception):

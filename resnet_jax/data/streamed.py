@@ -20,6 +20,7 @@ from grain.sharding import ShardByJaxProcess, ShardOptions
 from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
+from resnet_jax.data.processes import check_main_guard
 from resnet_jax.data.read_ahead import Batches
 from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset, TrainingData
 from resnet_jax.data.views import Protocol, make_protocol, views
@@ -162,7 +163,12 @@ class StreamedData(TrainingData):
           key: random key of the colours.
           seed: of the order, the crops and the mirroring.
           by_image: how batches lie on the devices.
+
+        Raises:
+          UserError: worker processes would begin anew what this one does.
         """
+        if config.workers != 0:
+            check_main_guard()
         super().__init__(dataset)
         self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
         height, width, _ = inputs.image_shape
