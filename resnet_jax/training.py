@@ -45,7 +45,7 @@ from resnet_jax.run.lock import lock
 from resnet_jax.run.logs import Log, RunLog
 from resnet_jax.run.monitor import Monitor, NotFinite, next_event
 from resnet_jax.run.saved import directory, mark_evaluated, recover, saved_steps, was_evaluated
-from resnet_jax.run.workdir import check_workdir, create_workdir, is_workdir, load_inputs
+from resnet_jax.run.workdir import check_workdir, create_workdir, is_workdir, keep_boundaries, load_inputs
 from resnet_jax.steps import (
     TrainState,
     create_train_state,
@@ -240,6 +240,8 @@ def _train_together(config: Config) -> Metrics:
                     create_workdir(workdir, config, trainer.inputs)
                     stack.push(partial(_leave_nothing, workdir))
                     stack.enter_context(lock(workdir))
+                else:
+                    keep_boundaries(workdir, config)
                 warnings = recover(workdir)
         with hosts.all_hosts():
             checkpoints, log = _open(config.run, workdir, trainer.inputs)

@@ -36,7 +36,7 @@ def tiny_dataset() -> Iterator[None]:
     """Stand in for every data set."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("inputs", "sources"):
-            patch.setattr(f"resnet_jax.data.{module}.load_dataset", lambda name, data_dir: TINY)
+            patch.setattr(f"resnet_jax.data.{module}.load_dataset", lambda name, data_dir, **options: TINY)
         yield
 
 

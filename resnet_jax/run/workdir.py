@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,10 +16,11 @@ from pydantic import PositiveInt
 from resnet_jax.config import Config, difference, from_json, to_json
 from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import StorageError, UserError, reason
-from resnet_jax.files import read_arrays, read_text
+from resnet_jax.files import atomic_write, read_arrays, read_text
 from resnet_jax.run.checkpoint import Checkpoints
 from resnet_jax.run.lock import FILE_NAME as LOCK
 from resnet_jax.run.lock import lock
+from resnet_jax.run.saved import saved_steps
 
 
 def is_workdir(path: Path) -> bool:
@@ -36,11 +38,36 @@ def check_workdir(config: Config) -> Path:
         raise UserError("--run.workdir is not set: name a folder for checkpoints and logs")
     path = Path(config.run.workdir)
     if is_workdir(path):
-        if found := difference(load_config(path), config):
-            raise UserError(f"{path} holds a run of another configuration: {found}; choose another --run.workdir")
+        if found := difference(_with_later_boundaries(path, config), config):
+            raise UserError(
+                f"{path} holds a run of another configuration: {found}; choose another --run.workdir, and to begin"
+                f" there with these weights add --init-from {path}"
+            )
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not a work directory of this program; choose another --run.workdir")
     return path
+
+
+def _with_later_boundaries(path: Path, new: Config) -> Config:
+    """Return the configuration of a work directory; drops of the rate beyond its last step may be others."""
+    old = load_config(path)
+    step = max(saved_steps(path), default=0)
+    past = [[boundary for boundary in config.optim.boundaries if boundary <= step] for config in (old, new)]
+    if past[0] != past[1]:
+        return old
+    return dataclasses.replace(old, optim=dataclasses.replace(old.optim, boundaries=new.optim.boundaries))
+
+
+def keep_boundaries(path: Path, config: Config) -> None:
+    """Write what check_workdir() has allowed to be another into config.json, which the next call compares with.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    changed = _with_later_boundaries(path, config)
+    if changed != load_config(path):
+        with atomic_write(path / "config.json") as partial:
+            partial.write_text(to_json(changed))
 
 
 def create_workdir(

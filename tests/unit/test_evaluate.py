@@ -31,7 +31,7 @@ def tiny_dataset():
     """Stand in for CIFAR-10."""
     with pytest.MonkeyPatch.context() as patch:
         dataset = Dataset("tiny", TEST, TEST, CLASSES)
-        patch.setattr("resnet_jax.data.sources.load_dataset", lambda name, data_dir: dataset)
+        patch.setattr("resnet_jax.data.sources.load_dataset", lambda name, data_dir, **options: dataset)
         yield
 
 

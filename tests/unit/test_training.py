@@ -25,6 +25,7 @@ from resnet_jax.run.checkpoint import Checkpoints, restore
 from resnet_jax.run.logs import RunLog
 from resnet_jax.run.records import read_records
 from resnet_jax.run.saved import best_step, saved_steps
+from resnet_jax.run.workdir import load_config
 from resnet_jax.steps import TrainState, create_train_state, make_train_step, make_train_steps
 from resnet_jax.training import train
 
@@ -259,6 +260,23 @@ def test_a_batch_that_the_devices_cannot_divide(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--data.batch-size 16 does not divide over 3 devices: choose a multiple of 3"):
         train(make_config(tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drops_of_the_rate_to_come_may_be_others(finished, tmp_path):
+    """A finished run goes on with a further drop; the past is bound, also by what was changed then."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = make_config(workdir, optim={"boundaries": (10, 13)}, steps=14)
+    train(config)
+    rates = {record["step"]: record["learning_rate"] for record in read_records(workdir) if record["kind"] == "train"}
+    assert rates[12] == pytest.approx(0.005)
+    assert rates[14] == pytest.approx(0.0005)
+    assert load_config(workdir).optim.boundaries == (10, 13)
+    assert load_config(workdir).run.steps == 12  # as at first, and free
+    message = f"optim.boundaries is .10, 13. there and .10,. here; .* --init-from {workdir}"
+    with pytest.raises(UserError, match=message):
+        train(make_config(workdir, steps=16))
+    with pytest.raises(UserError, match="optim.learning_rate is 0.05 there and 0.1 here"):
+        train(make_config(workdir, optim={"boundaries": (10, 13), "learning_rate": 0.1}, steps=16))
 
 
 def test_work_directories_that_cannot_be_used(finished, tmp_path):
