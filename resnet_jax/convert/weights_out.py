@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from resnet_jax.convert.differences import differences, explain
 from resnet_jax.convert.names import layout_of, tensors_from_variables
@@ -20,7 +19,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.errors import UserError, reason
 from resnet_jax.inference.load import Origin, Trained, load
 from resnet_jax.models import VGG, build_model, stack_blocks
-from resnet_jax.run.network_file import Description, Names, own_names, read_description, to_metadata
+from resnet_jax.run.network_file import Description, Names, own_names, read_description, to_bytes
 from resnet_jax.run.records import read_evaluations, read_records
 
 
@@ -83,7 +82,7 @@ def _export_safetensors(trained: Trained, out: Path, names: Names, more: dict[st
             readers, compared_with = [*readers, _as_pytorch_reads_it], "import and PyTorch"
     more |= {"pytorch": explanation} if explanation else {}
     description = Description(names, origin.config, origin.step, origin.inputs, more)
-    content = safetensors.numpy.save(tensors, metadata=to_metadata(description))
+    content = to_bytes(tensors, description)
     with on_cpu():
         classify, shape = _classifier(trained), origin.inputs.image_shape
         difference = write_verified(content, out, readers, classify, shape, batch_sizes=[2])

@@ -73,8 +73,18 @@ class _Described(pydantic.BaseModel):
     inputs: _Inputs
 
 
+def to_bytes(tensors: dict[str, np.ndarray], description: Description) -> bytes:
+    """Return the content of a file; that of the same network is always the same."""
+    content = safetensors.numpy.save(tensors, metadata=to_metadata(description))
+    size = int.from_bytes(content[:8], "little")  # of the header, JSON, in which the library orders metadata anyhow
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return content[:8] + ordered + content[8 + size :]
+
+
 def to_metadata(description: Description) -> dict[str, str]:
-    """Return the metadata of a file, a JSON object under one key, since the library writes several in any order."""
+    """Return the metadata of a file: all in one JSON object, and for PyTorch's programs whose tensors they are."""
     config, inputs = description.config, description.inputs
     begun = config.run.init_from and Path(config.run.init_from).name
     config = dataclasses.replace(
@@ -95,7 +105,7 @@ def to_metadata(description: Description) -> dict[str, str]:
             **{name: _shortest(array) for name, array in arrays.items() if array is not None},
         },
     }
-    return {_KEY: json.dumps(described)}
+    return {_KEY: json.dumps(described), **({"format": "pt"} if description.names == "torch" else {})}
 
 
 def _shortest(array: np.ndarray) -> Any:

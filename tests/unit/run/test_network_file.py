@@ -6,13 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from resnet_jax.config import Config, DataConfig, HostsConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import abstract_variables, build_model
-from resnet_jax.run.network_file import Description, own_names, read_description, read_own, to_metadata
+from resnet_jax.run.network_file import Description, own_names, read_description, read_own, to_bytes, to_metadata
 
 RANDOM = np.random.default_rng(0)
 MEAN = RANDOM.random((8, 6, 3), np.float32)
@@ -63,10 +64,17 @@ def test_the_recipe_goes_with_the_file_and_the_folders_of_the_computer_do_not(fi
     assert read_description(file).config == expected
 
 
-def test_the_same_network_makes_the_same_bytes():
+def test_the_same_network_makes_the_same_bytes(tmp_path):
     tensors = own_names(variables())
-    contents = {safetensors.numpy.save(tensors, to_metadata(DESCRIPTION)) for _ in range(8)}
-    assert len(contents) == 1
+    for names, metadata in (("resnet_jax", {"resnet_jax"}), ("torch", {"format", "resnet_jax"})):
+        contents = {to_bytes(tensors, DESCRIPTION._replace(names=names)) for _ in range(8)}
+        assert len(contents) == 1
+        (tmp_path / "x.safetensors").write_bytes(*contents)
+        with safetensors.safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+            assert set(file.metadata()) == metadata
+            assert file.metadata().get("format", "pt") == "pt"
+            for name, array in tensors.items():
+                np.testing.assert_array_equal(file.get_tensor(name), array)
 
 
 def test_a_file_of_others_has_no_description(tmp_path):
