@@ -113,6 +113,8 @@ def read_weights(
     tensors = _with_plain_head(tensors)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
+    if name.shortcut and name.shortcut != model_config.shortcut:
+        raise UserError(f"--model {model_name}: {file} has shortcuts of option {model_config.shortcut}")
     num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, str(model_name))
     side = 32 if name.family == "cifar" else 224
     shape = (side, side, 3)
@@ -171,7 +173,8 @@ def _parse(model_name: str) -> ModelName:
 def _check_name(name: ModelName | None, config: ModelConfig, file: Path) -> None:
     """Raise UserError if a file holds another network than the one that was named."""
     plain = config.shortcut == "none" and config.family != "vgg"
-    if name is not None and name != (config.family, config.depth, plain):
+    shortcut = config.shortcut if name and name.shortcut else ""
+    if name is not None and name != (config.family, config.depth, plain, shortcut):
         kind = "vgg" if config.family == "vgg" else "plain" if plain else "resnet"
         raise UserError(f"{file} holds {kind}{config.depth} by its own word: leave out --model")
 

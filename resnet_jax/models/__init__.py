@@ -56,28 +56,30 @@ FAMILIES = {
 
 
 class ModelName(NamedTuple):
-    """What a name such as "plain34" says."""
+    """What a name such as "plain34" or "resnet34A" says."""
 
     family: str
     depth: int
     plain: bool
+    shortcut: str = ""  # A, B or C, where the name ends so
 
 
 def parse_name(name: str) -> ModelName:
-    """Take a name apart: resnet or plain and a depth, or vgg16, vgg19.
+    """Take a name apart: resnet or plain and a depth, resnet34A and the like, or vgg16, vgg19.
 
     The depths 18, 34, 50, 101 and 152 mean the ImageNet networks, though 50 and 152 are 6n+2 as well.
 
     Raises:
       ValueError: it has another form.
     """
-    match = re.fullmatch(r"(resnet|plain|vgg)(\d{1,6})", name)
-    if not match:
-        raise ValueError(f"unknown model {name!r}: use resnet20, plain56, resnet50, vgg16 and the like")
+    match = re.fullmatch(r"(resnet|plain|vgg)(\d{1,6})([ABC]?)", name)
+    if not match or (match[3] and match[1] != "resnet"):
+        raise ValueError(f"unknown model {name!r}: use resnet20, plain56, resnet34A, resnet50, vgg16 and the like")
     kind, depth = match[1], int(match[2])
     if kind == "vgg":
         return ModelName("vgg", depth, plain=False)
-    return ModelName("imagenet" if depth in IMAGENET_BLOCKS else "cifar", depth, plain=kind == "plain")
+    family = "imagenet" if depth in IMAGENET_BLOCKS else "cifar"
+    return ModelName(family, depth, plain=kind == "plain", shortcut=match[3])
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Model:
@@ -128,7 +130,8 @@ def create_model(name: str, **options: Any) -> Model:
 
     Args:
       name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "plain18", "plain34" (Table 1);
-        "vgg16", "vgg19"; "resnet20", "plain56" and any other depth 6n+2 (Sec. 4.2).
+        "resnet34A" and the like with a shortcut; "vgg16", "vgg19"; "resnet20", "plain56" and any other depth 6n+2
+        (Sec. 4.2).
       **options: attributes of ResNet or VGG, such as num_classes (10 for the CIFAR networks and 1000 for the
         others unless given), shortcut ("A" for the CIFAR networks and "B" for the others unless given),
         stride_on, pool_padding, bn_group_size, frozen_bn, backbone_only, scan_blocks, remat, dtype.
@@ -136,7 +139,9 @@ def create_model(name: str, **options: Any) -> Model:
     Raises:
       ValueError: unknown name, wrong depth, or a plain net with a shortcut.
     """
-    family, depth, plain = parse_name(name)
+    family, depth, plain, shortcut = parse_name(name)
+    if shortcut and options.setdefault("shortcut", shortcut) != shortcut:
+        raise ValueError(f"{name} has shortcuts of option {shortcut}; got shortcut={options['shortcut']!r}")
     if plain and options.setdefault("shortcut", "none") != "none":
         raise ValueError(f"{name} is a plain net and has no shortcut; got shortcut={options['shortcut']!r}")
     return FAMILIES[family].build(depth, **options)

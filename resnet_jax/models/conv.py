@@ -14,6 +14,13 @@ Fan = Literal["fan_in", "fan_out"]
 ConvGeneralDilated = Callable[..., jax.Array]  # jax.lax.conv_general_dilated, or cpu_conv's or gpu_conv's
 
 
+def check_images(images: jax.Array) -> None:
+    """Raise ValueError unless images are [N, H, W, C]."""
+    if images.ndim != 4:
+        of_one = ": images[None] is a batch of one" if images.ndim == 3 else ""
+        raise ValueError(f"expected images [N, H, W, 3], got the shape {images.shape}{of_one}")
+
+
 def he_init(fan: Fan) -> nn.initializers.Initializer:
     """Zero-mean Gaussian of variance 2/fan (He et al. 2015, "Delving deep into rectifiers", Sec. 2.2)."""
     return nn.initializers.variance_scaling(2.0, fan, "normal")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.models.blocks import BasicBlock, Block, BottleneckBlock, Shortcut, StrideOn, ZeroChannels
-from resnet_jax.models.conv import ConvGeneralDilated, Fan, conv, he_init
+from resnet_jax.models.conv import ConvGeneralDilated, Fan, check_images, conv, he_init
 from resnet_jax.models.norm import BatchNorm, RunningVariance
 from resnet_jax.models.pool import GlobalAveragePool, PoolPadding, stem_pool
 
@@ -101,7 +100,7 @@ class ResNet(nn.Module):
           [N, H', W', C] in `dtype`, of the strides in feature_strides; "pooled" [N, C] and "logits"
           [N, num_classes] in float32, unless backbone_only.
         """
-        chex.assert_rank(images, 4)
+        check_images(images)
         make_conv = partial(
             conv, init_fan=self.init_fan, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.models.conv import ConvGeneralDilated, Fan, conv, he_init
+from resnet_jax.models.conv import ConvGeneralDilated, Fan, check_images, conv, he_init
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 _FILTERS = (64, 128, 256, 512, 512)
@@ -62,7 +61,7 @@ class VGG(nn.Module):
           images: [N, H, W, 3], normalized, from 32x32 up.
           train: whether fc6 and fc7 drop outputs.
         """
-        chex.assert_rank(images, 4)
+        check_images(images)
         make_conv = partial(
             conv,
             use_bias=True,

@@ -348,6 +348,7 @@ def test_pytorch_tensors_that_are_no_plain_ones(tmp_path, kind):
         ("keras.h5", "resnet8", "keras.h5 is HDF5, as Keras writes it, which is not read"),
         ("file.safetensors", "resnet9", "depth must be 6n"),
         ("file.safetensors", "alexnet", "--model: unknown model 'alexnet'"),
+        ("file.safetensors", "resnet8C", "--model resnet8C: .*/file.safetensors has shortcuts of option A"),
         ("file.safetensors", "resnet14", "missing: layer1.1"),
         ("file.safetensors", "resnet50", "has no tensor fc.weight|missing"),
     ],

@@ -77,6 +77,8 @@ def test_depths_that_do_not_exist(depth):
     ("name", "message"),
     [
         ("resnet", "unknown model"),
+        ("plain34A", "unknown model"),
+        ("vgg16B", "unknown model"),
         ("vgg11", "depth must be 16 or 19; got 11"),
         ("densenet121", "unknown model"),
         ("resnet20x", "unknown model"),
@@ -179,3 +181,18 @@ def test_the_rectifier_at_the_end_of_a_block_is_one(backend, monkeypatch):
     np.testing.assert_array_equal(*pull_back(jnp.full(5, 7.0)), [0, 0, 0, 7, 7])
     program = jax.jit(jax.grad(lambda x: relu_at_end(x).sum())).lower(x).as_text()
     assert ("optimization_barrier" in program) == (backend == "gpu")
+
+
+@pytest.mark.parametrize("option", "ABC")
+def test_names_with_a_shortcut(option):
+    assert create_model(f"resnet34{option}") == create_model("resnet34", shortcut=option)
+    with pytest.raises(ValueError, match=f"resnet34{option} has shortcuts of option {option}; got shortcut='none'"):
+        create_model(f"resnet34{option}", shortcut="none")
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_an_image_without_its_batch_gets_a_sentence(name):
+    with pytest.raises(
+        ValueError, match=r"\[N, H, W, 3\], got the shape \(32, 32, 3\): images\[None\] is a batch of one"
+    ):
+        create_model(name).init(jax.random.key(0), jnp.zeros((32, 32, 3)), train=False)
