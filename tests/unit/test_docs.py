@@ -42,6 +42,7 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
             ["-m", "benchmarks"],
             ["-m", "benchmarks.gpu"],
             ["-m", "benchmarks.input_pipeline"],
+            ["-m", "benchmarks.learning"],
             ["-m", "pytest"],
             ["-m", "reliability.crash"],
             ["-m", "reliability.fuzz"],
@@ -108,3 +109,20 @@ def test_the_responses_are_those_on_record():
         values = (statistics.mean(stds), statistics.median(stds), max(stds), min(stds))
         rows.append([network, str(len(stds)), *(f"{value:.3f}" for value in values)])
     assert table[2:] == rows
+
+
+def test_the_first_steps_of_resnet56_are_those_on_record():
+    (table,) = (t for t in tables(ROOT / "docs" / "results.md") if t[0][0] == "step" and "PyTorch" in t[0][-1])
+    folder = ROOT / "docs" / "runs"
+    files = [
+        folder / "cifar10_resnet56" / "metrics.jsonl",
+        folder / "first_2000_steps" / "resnet56_seed1.jsonl",
+        folder / "first_2000_steps" / "pytorch_resnet56.jsonl",
+    ]
+    records = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
+    for step, *cells in table[2:]:
+        kind, number = ("test", step.removeprefix("test, ")) if step.startswith("test") else ("train", step)
+        at = int(number.replace(",", ""))
+        assert cells == [
+            f"{next(r['error'] for r in run if (r['kind'], r['step']) == (kind, at)):.2f}" for run in records
+        ]
