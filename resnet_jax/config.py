@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import tyro
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Lt, MinLen
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from resnet_jax.errors import UserError, did_you_mean
@@ -148,6 +148,13 @@ class OptimConfig:
     accumulation_steps: FreeOnResume[PositiveInt] = 1
     """Parts that a batch is computed in, one after the other, to save memory: their gradients are averaged, and so are
     their BN statistics. It changes no result beyond rounding if the parts are whole BN groups."""
+    trainable: Annotated[tuple[str, ...], MinLen(1)] = ("all",)
+    """Parts that are trained, for fine-tuning: all, or some of stem, stage1, stage2, ..., head (of VGG: conv1, ...,
+    conv5, fc6, fc7, head). The others stay as they are, BN with its running statistics."""
+    head_factor: PositiveFloat = 1.0
+    """Times the rate, for the last layer."""
+    bias_factor: PositiveFloat = 1.0
+    """Times the rate, for all biases, those of BN too (Caffe's usual 2)."""
     precision: Precision = "default"
     """How training multiplies float32. default: as fast as the device can (TF32 on NVIDIA GPUs, one pass of bfloat16
     on TPUs, float32 on CPUs); high: TF32, three passes, float32; highest: float32 everywhere, as evaluation always."""

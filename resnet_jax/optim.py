@@ -19,6 +19,7 @@ from optax.contrib import ReduceLROnPlateauState
 from resnet_jax.config import OptimConfig
 from resnet_jax.errors import UserError, did_you_mean
 
+HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
 # Smooths the batch error, which at 128 images jumps by several %; 1/(1-0.98) = 50 steps.
 _ERROR_DECAY = 0.98
 
@@ -109,7 +110,32 @@ def build_optimizer(
         weight_decay_on=config.weight_decay_on,
         factors=factors,
     )
+    if _has_factors(config):
+        optimizer = optax.with_extra_args_support(optax.chain(optimizer, scale_parts(config)))
     return optimizer if trainable is None else freeze(optimizer, trainable)
+
+
+def treats_all_alike(config: OptimConfig) -> bool:
+    """Tell whether an optimizer does the same with every kernel, and with every other parameter."""
+    return config.trainable == ("all",) and not _has_factors(config)
+
+
+def _has_factors(config: OptimConfig) -> bool:
+    return (config.head_factor, config.bias_factor) != (1.0, 1.0)
+
+
+def scale_parts(config: OptimConfig) -> optax.GradientTransformation:
+    """Multiply the updates of the last layer and of biases: that is a rate of their own, for gradient and decay."""
+
+    def factor(path: Any) -> float:
+        of_head = config.head_factor if path[0].key in HEADS else 1.0
+        return of_head * (config.bias_factor if path[-1].key == "bias" else 1.0)
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * factor(path), updates)
+
+    return optax.stateless(update)
 
 
 def freeze(

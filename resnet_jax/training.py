@@ -31,10 +31,10 @@ from resnet_jax.errors import (
 )
 from resnet_jax.inference.load import Trained, adopt_weights, check_same_network, load
 from resnet_jax.metrics import Metrics, StepsReport
-from resnet_jax.models import Model, build_model, check_bn_groups
+from resnet_jax.models import Model, build_model, check_bn_groups, freeze_all_but
 from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.stacking import init_variables
-from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error
+from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error, treats_all_alike
 from resnet_jax.parallel import hosts
 from resnet_jax.parallel.backend import require, unused_card
 from resnet_jax.parallel.devices import compiler_options, counts_steps, description, make_shardings
@@ -117,7 +117,7 @@ class Trainer:
                 f" of {devices}"
             )
         self.config, self.inputs = config, inputs
-        model = build_model(config.model, len(inputs.class_names))
+        model = freeze_all_but(build_model(config.model, len(inputs.class_names)), config.optim.trainable)
         part, group = config.data.batch_size // config.optim.accumulation_steps, model.bn_group_size
         by_themselves = devices > 1 and group is not None and part % (group * devices) == 0  # no group is of two
         self.model: Model = for_this_backend(model, parts=1 if by_themselves else None)
@@ -150,9 +150,8 @@ class Trainer:
                 replicated=self.replicated,
                 by_image=self.by_image,
             )
-            steps = make_train_steps(
-                self.train_step, resident.sampler, counted=counts_steps(), as_vectors=not config.model.frozen_bn
-            )
+            alike = treats_all_alike(config.optim) and not config.model.frozen_bn
+            steps = make_train_steps(self.train_step, resident.sampler, counted=counts_steps(), as_vectors=alike)
         else:
             streamed = self.data = StreamedData(
                 dataset, config.data, inputs, data_key, seed=config.run.seed, by_image=self.by_image

@@ -16,12 +16,12 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import Model, abstract_variables, build_model, stack_blocks
+from resnet_jax.optim import HEADS
 from resnet_jax.run.checkpoint import read_state
 from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own
 from resnet_jax.run.saved import intact_step
 from resnet_jax.run.workdir import load_config, load_inputs
 
-_HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
 _STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool_padding")
 
 
@@ -175,7 +175,7 @@ def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]
     """
     params, theirs = flatten_dict(variables["params"]), flatten_dict(trained.variables["params"])
     differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
-    if differing - set(_HEADS):
+    if differing - set(HEADS):
         raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
     adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
     weights = {"params": unflatten_dict(adopted), "batch_stats": trained.variables["batch_stats"]}

@@ -30,6 +30,7 @@ __all__ = [
     "check_bn_groups",
     "cifar_resnet",
     "create_model",
+    "freeze_all_but",
     "imagenet_resnet",
     "parse_name",
     "recalibrate_bn",
@@ -106,6 +107,19 @@ def abstract_variables(model: Model, image_shape: tuple[int, int, int]) -> dict[
     images = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))
     return {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+
+
+def freeze_all_but(model: Model, trainable: tuple[str, ...]) -> Model:
+    """Return the network of which training changes some parts only; ("all",) are all.
+
+    Raises:
+      UserError: it has no such part.
+    """
+    if trainable == ("all",):
+        return model
+    if unknown := [part for part in trainable if part not in model.parts]:
+        raise UserError(f"--optim.trainable {unknown[0]}: choose all, or some of {', '.join(model.parts)}")
+    return model.clone(frozen=tuple(part for part in model.parts if part not in trainable))
 
 
 def check_bn_groups(model: Model, image_shape: tuple[int, int, int], batch_size: int) -> None:

@@ -40,6 +40,7 @@ class ResNet(nn.Module):
       bn_decay: share of the old value in the running statistics.
       running_variance: "unbiased" or "biased"; see BatchNorm.
       frozen_bn: normalize by the running statistics also in training, and leave all of BN as it is.
+      frozen: of `parts`, those that training leaves as they are, BN and its statistics too.
       init_fan: fan of the He initialization.
       backbone_only: leave out pooling and classification; calling the model then returns what features() does.
       scan_blocks: make one loop of the equal blocks of a stage, all but the first, so that compilation does not
@@ -63,6 +64,7 @@ class ResNet(nn.Module):
     bn_decay: float = 0.9
     running_variance: RunningVariance = "unbiased"
     frozen_bn: bool = False
+    frozen: tuple[str, ...] = ()
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
     scan_blocks: bool = False
@@ -77,11 +79,20 @@ class ResNet(nn.Module):
         strides = {"stem" if self.stem == "cifar" else "conv1": stem}
         return strides | {self._stage_name(i): first * 2**i for i in range(len(self.blocks))}
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What may be frozen: "stem", "stage1", "stage2", ..., "head"."""
+        return ("stem", *(f"stage{stage}" for stage in range(1, len(self.blocks) + 1)), "head")
+
     def trainable(self, params: Any) -> Any:
-        """Return a tree like `params` of bools: False for what training leaves as it is, which is BN with frozen_bn."""
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: not (self.frozen_bn and "bn" in jax.tree_util.keystr(path[-2:-1])), params
-        )
+        """Return a tree like `params` of bools: False for what training leaves as it is (frozen_bn, frozen)."""
+
+        def of_leaf(path: Any, _: Any) -> bool:
+            part = path[0].key.partition("_")[0].replace("fc", "head")
+            is_bn = "bn" in jax.tree_util.keystr(path[-2:-1])
+            return part not in self.frozen and not (self.frozen_bn and is_bn)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
 
     def _stage_name(self, index: int) -> str:
         """The paper's names for the ImageNet networks (Table 1); those for CIFAR have none there."""
@@ -104,21 +115,29 @@ class ResNet(nn.Module):
         make_conv = partial(
             conv, init_fan=self.init_fan, dtype=self.dtype, conv_general_dilated=self.conv_general_dilated
         )
-        make_norm = partial(
-            BatchNorm,
-            group_size=self.bn_group_size,
-            decay=self.bn_decay,
-            running_variance=self.running_variance,
-            frozen=self.frozen_bn,
-            dtype=self.dtype,
-        )
+
+        def norm_of(part: str) -> Any:
+            return partial(
+                BatchNorm,
+                group_size=self.bn_group_size,
+                decay=self.bn_decay,
+                running_variance=self.running_variance,
+                frozen=self.frozen_bn or part in self.frozen,
+                dtype=self.dtype,
+            )
+
+        def ended(part: str, x: jax.Array) -> jax.Array:
+            """No gradient is needed where all that comes before is frozen."""
+            before = self.parts[: self.parts.index(part) + 1]
+            return jax.lax.stop_gradient(x) if set(before) <= set(self.frozen) else x
+
         make_block = BasicBlock if self.block == "basic" else partial(BottleneckBlock, stride_on=self.stride_on)
         names = iter(self.feature_strides)
 
         x = images.astype(self.dtype)
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
         x = make_conv(self.filters[0], size, stride=stride, name="stem_conv")(x)
-        x = nn.relu(make_norm(name="stem_bn")(x, train=train))
+        x = ended("stem", nn.relu(norm_of("stem")(name="stem_bn")(x, train=train)))
         outputs = {next(names): x}
         if self.stem == "imagenet":
             x = stem_pool(self.pool_padding)(x)
@@ -129,7 +148,7 @@ class ResNet(nn.Module):
                 shortcut=self.shortcut,
                 zero_channels=self.zero_channels,
                 conv=make_conv,
-                norm=make_norm,
+                norm=norm_of(f"stage{stage}"),
             )
             # The names are the checkpoint format: stable for ever.
             x = self._apply(make(stride=1 if stage == 1 else 2, name=f"stage{stage}_block1"), x, train=train)
@@ -138,6 +157,7 @@ class ResNet(nn.Module):
             else:
                 for block in range(2, blocks + 1):
                     x = self._apply(make(stride=1, name=f"stage{stage}_block{block}"), x, train=train)
+            x = ended(f"stage{stage}", x)
             outputs[next(names)] = x
         if not self.backbone_only:
             outputs["pooled"] = GlobalAveragePool(name="pool")(x)

@@ -28,6 +28,7 @@ class VGG(nn.Module):
       convs: convolutions in each stage.
       num_classes: width of fc8.
       dropout: share of the outputs of fc6 and fc7 that training drops (0.5 as published).
+      frozen: of `parts`, those that training leaves as they are.
       init_fan: fan of the He initialization.
       backbone_only: leave out the fully-connected layers; calling the model then returns what features() does.
       conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py or gpu_conv.py.
@@ -37,6 +38,7 @@ class VGG(nn.Module):
     convs: tuple[int, ...]
     num_classes: int
     dropout: float = 0.5
+    frozen: tuple[str, ...] = ()
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
@@ -49,9 +51,16 @@ class VGG(nn.Module):
         """Pixels of the image to one step in each feature map, by name in forward order."""
         return {f"conv{stage}": 2**stage for stage in range(1, len(self.convs) + 1)}
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What may be frozen: "conv1", ..., "conv5", "fc6", "fc7", and "head", which is fc8."""
+        return (*(f"conv{stage}" for stage in range(1, len(self.convs) + 1)), "fc6", "fc7", "head")
+
     def trainable(self, params: Any) -> Any:
-        """Return a tree like `params` of bools: all of them are trained."""
-        return jax.tree.map(lambda _: True, params)
+        """Return a tree like `params` of bools: False for what training leaves as it is."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[0].key.partition("_")[0].replace("fc8", "head") not in self.frozen, params
+        )
 
     @nn.compact
     def features(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
