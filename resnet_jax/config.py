@@ -145,6 +145,9 @@ class OptimConfig:
     """Training error in % (average of the recent batches) below which the warm-up "error" ends."""
     label_smoothing: Share = 0.0
     """Share of the target probability that is spread over all classes (0 to 1); the paper has none."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: multiply the loss of an image by how rare its class is among the training images, 1 on average, so that
+    every class counts the same."""
     accumulation_steps: FreeOnResume[PositiveInt] = 1
     """Parts that a batch is computed in, one after the other, to save memory: their gradients are averaged, and so are
     their BN statistics. It changes no result beyond rounding if the parts are whole BN groups."""

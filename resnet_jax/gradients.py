@@ -13,6 +13,7 @@ from chex import ArrayTree
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from resnet_jax.config import Precision
 from resnet_jax.data.types import Batch
@@ -55,12 +56,18 @@ def loss_fn(
     *,
     model: Model,
     label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, ArrayTree]]:
-    """Return the mean loss of a batch, and beside it the sums over the batch and the new running statistics."""
+    """Return the mean loss of a batch, and beside it the sums over the batch and the new running statistics.
+
+    With class_weights [num_classes] the loss of each image is multiplied by that of its class.
+    """
     variables = {"params": params, "batch_stats": batch_stats}
     rngs = {"dropout": dropout_key}
     logits, updates = model.apply(variables, batch.images, train=True, mutable=["batch_stats"], rngs=rngs)
     losses = cross_entropy(logits, batch.labels, label_smoothing)  # [N]
+    if class_weights is not None:
+        losses = losses * jnp.asarray(class_weights)[batch.labels]
     metrics = jax.tree.map(jnp.sum, compute_metrics(logits, losses, batch.labels, batch.mask))
     return losses.mean(), (metrics, updates.get("batch_stats", {}))  # VGG has none
 
@@ -73,10 +80,12 @@ def compute_gradients(
     *,
     model: Model,
     label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
     precision: Precision = "default",
 ) -> Computed:
     """Differentiate the mean loss of a batch."""
-    gradient = jax.grad(partial(loss_fn, model=model, label_smoothing=label_smoothing), has_aux=True)
+    loss = partial(loss_fn, model=model, label_smoothing=label_smoothing, class_weights=class_weights)
+    gradient = jax.grad(loss, has_aux=True)
     with precision_of_training(precision):
         grads, (metrics, batch_stats) = gradient(params, batch_stats, batch, dropout_key)
     return Computed(grads, metrics, batch_stats)

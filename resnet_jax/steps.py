@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from chex import ArrayTree
 from jax.sharding import AbstractMesh, Mesh
+from jax.typing import ArrayLike
 
 from resnet_jax.config import Precision
 from resnet_jax.data.resident import DeviceSplit, Orders, Sampler
@@ -109,6 +110,7 @@ def make_train_step(
     dropout_key: jax.Array,
     *,
     label_smoothing: float = 0.0,
+    class_weights: ArrayLike | None = None,
     accumulation_steps: int = 1,
     precision: Precision = "default",
     mesh: Mesh | AbstractMesh | None = None,
@@ -119,12 +121,17 @@ def make_train_step(
       model, optimizer, schedule, dropout_key, mesh: see TrainStep.
       label_smoothing: share of the target probability that is spread over all classes; the loss in the report is the
         one that is minimized.
+      class_weights: [num_classes], by which the losses of images are multiplied; likewise.
       accumulation_steps: parts that the batch is computed in; see accumulate(). Without BN groups (None) each part has
         statistics of its own.
       precision: of convolutions and matrix products, forward and backward; see OptimConfig.
     """
     compute: ComputeGradients = partial(
-        compute_gradients, model=model, label_smoothing=label_smoothing, precision=precision
+        compute_gradients,
+        model=model,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        precision=precision,
     )
     if accumulation_steps > 1:
         compute = accumulate(compute, accumulation_steps, model.bn_group_size or 1)

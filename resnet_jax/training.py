@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.config import Config, HostsConfig, RunConfig
-from resnet_jax.data.inputs import check_classes, describe_inputs, load_data
+from resnet_jax.data.inputs import balanced_weights, check_classes, describe_inputs, load_data
 from resnet_jax.data.resident import ResidentData
 from resnet_jax.data.streamed import StreamedData
 from resnet_jax.data.types import AnyDataset, Dataset, Inputs, StreamedDataset, TrainingData
@@ -133,6 +133,7 @@ class Trainer:
             schedule,
             jax.random.fold_in(key, 2),
             label_smoothing=config.optim.label_smoothing,
+            class_weights=balanced_weights(dataset) if config.optim.class_weights == "balanced" else None,
             accumulation_steps=config.optim.accumulation_steps,
             precision=config.optim.precision,
             mesh=self.by_image.mesh if by_themselves else None,

@@ -90,6 +90,15 @@ def adapt_preprocessing(preprocessing: Preprocessing, image_shape: tuple[int, in
     return Preprocessing(mean.mean((0, 1)) if mean.ndim == 3 and mean.shape != image_shape else mean, std)
 
 
+def balanced_weights(dataset: AnyDataset) -> np.ndarray:
+    """Return for each class the number of training images that it would have among equals, divided by its own.
+
+    [num_classes] float32; the mean over the training images is 1. A class without any has weight 0.
+    """
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    return (counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)) * (counts > 0)).astype(np.float32)
+
+
 def check_classes(inputs: Inputs, dataset: AnyDataset | LabelledImages) -> None:
     """Raise UserError if a data set has other classes than the weights."""
     numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names

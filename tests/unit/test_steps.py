@@ -13,7 +13,7 @@ import pytest
 from resnet_jax import training
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
-from resnet_jax.data.inputs import describe_inputs
+from resnet_jax.data.inputs import balanced_weights, describe_inputs
 from resnet_jax.data.types import Batch
 from resnet_jax.gradients import cross_entropy, split_batch
 from resnet_jax.models import cifar_resnet
@@ -140,6 +140,43 @@ def constant_rate(rate):
     """SGD without momentum and weight decay."""
     schedule = optax.constant_schedule(rate)
     return sgd(schedule, momentum=0.0, weight_decay=0.0), schedule
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_class_weights_by_hand(parts):
+    images, labels = RANDOM.normal(size=(4, 5)).astype(np.float32), np.array([0, 2, 1, 1])
+    kernel, weights = RANDOM.normal(size=(5, 3)).astype(np.float32), np.array([0.5, 3.0, 0.0])
+    batch = Batch(jnp.array(images), jnp.array(labels), jnp.ones(4, bool))
+    model, (optimizer, schedule) = Linear(), constant_rate(0.5)
+    step = make_train_step(
+        model, optimizer, schedule, jax.random.key(0), class_weights=weights, accumulation_steps=parts
+    )
+    state = create_train_state(optimizer, {"params": {"kernel": jnp.array(kernel)}})
+    after, report = jax.jit(step)(state, batch)
+    probabilities = np.exp(images @ kernel) / np.exp(images @ kernel).sum(1, keepdims=True)
+    gradient = images.T @ (weights[labels, None] * (probabilities - np.eye(3)[labels])) / 4
+    np.testing.assert_allclose(after.params["kernel"], kernel - 0.5 * gradient, rtol=1e-4, atol=1e-6)
+    losses = -np.log(probabilities)[np.arange(4), labels]
+    assert report.metrics.loss == pytest.approx((weights[labels] * losses).sum(), rel=1e-5)
+    evaluated = eval_step(state, batch, model=model)
+    assert evaluated.loss.sum() == pytest.approx(losses.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "balanced"])
+def test_a_run_balances_the_classes_of_its_images(kind):
+    config = dataclasses.replace(CONFIG, optim=dataclasses.replace(CONFIG.optim, class_weights=kind))
+    found = make_trainer(config).train_step.compute.keywords["class_weights"]
+    counts = np.bincount(SPLIT.labels)
+    assert found is None if kind == "none" else np.allclose(found, 29 / 3 / counts)
+
+
+def test_balanced_weights():
+    labels = np.int32([0, 0, 0, 2, 2, 3])
+    split = Split(np.zeros((6, 4, 4, 3), np.uint8), labels)
+    weights = balanced_weights(Dataset("x", split, split, tuple("abcd")))
+    np.testing.assert_allclose(weights, [2 / 3, 0, 1, 2], rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1)
+    assert [weights[labels][labels == c].sum() for c in (0, 2, 3)] == pytest.approx([2, 2, 2])
 
 
 def test_label_smoothing_by_hand():
