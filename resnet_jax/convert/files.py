@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax.errors import UserError, reason
-from resnet_jax.run.network_file import read_safetensors
+from resnet_jax.run.network_file import SUFFIX, is_safetensors, read_safetensors
 
 # Under which training scripts keep the tensors, and their moving averages.
 _CONTAINERS = ("state_dict", "model")
@@ -53,7 +53,7 @@ def read_tensors(path: Path, *, prefix: str = "", averaged: bool = False) -> Ten
     for magic, kind in _NOT_WEIGHTS.items():
         if begin.startswith(magic):
             raise UserError(f"{path} is {kind}, which is not read: convert it to .safetensors")
-    if begin[8:9] == b"{" or path.suffix == ".safetensors":  # behind the length of the header
+    if is_safetensors(path) or path.suffix == SUFFIX:
         if averaged:
             raise UserError(f"--weights ema: {path} is a .safetensors file, which holds one set of weights")
         tensors, taken = read_safetensors(path), ""

@@ -22,7 +22,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
 from resnet_jax.models.blocks import StrideOn
 from resnet_jax.optim import build_optimizer, build_schedule
-from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own, read_safetensors
+from resnet_jax.run.network_file import Description, is_safetensors, read_description, read_own, read_safetensors
 from resnet_jax.run.workdir import create_workdir
 from resnet_jax.steps import create_train_state
 
@@ -90,7 +90,7 @@ def read_weights(
       UserError: a file that cannot be read or does not fit the network.
     """
     name = None if model_name is None else _parse(model_name)
-    if file.suffix == SUFFIX and file.is_file() and (description := read_description(file)):
+    if is_safetensors(file) and (description := read_description(file)):
         given = {
             "--preprocessing": preprocessing,
             "--mean": mean,
@@ -107,35 +107,46 @@ def read_weights(
     if name is None:
         raise UserError(f"--model is needed: nothing in {file} says which network it is")
     is_caffe = file.suffix == ".caffemodel"
-    tensors, taken = (
-        Tensors(read_caffemodel(file)) if is_caffe else read_tensors(file, prefix=prefix, averaged=averaged)
-    )
-    tensors = _with_plain_head(tensors)
+    if is_caffe and (prefix or averaged):
+        raise UserError(f"{file}: --prefix and --weights are for files of PyTorch and .safetensors")
+    read = Tensors(read_caffemodel(file)) if is_caffe else read_tensors(file, prefix=prefix, averaged=averaged)
+    tensors = _with_plain_head(read.arrays)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
     model_config = _model_config(name, tensors, is_caffe, stride_on)
     if name.shortcut and name.shortcut != model_config.shortcut:
         raise UserError(f"--model {model_name}: {file} has shortcuts of option {model_config.shortcut}")
     num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, str(model_name))
-    side = 32 if name.family == "cifar" else 224
-    shape = (side, side, 3)
-    usual = preprocessing or ("caffe" if is_caffe else "torchvision")
-    mean, std = mean or PREPROCESSING[usual][0], std or PREPROCESSING[usual][1]
-    image = None if mean_file is None else read_mean(mean_file) / 255
-    if image is not None and image.shape != shape:
-        raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {image.shape}")
-    is_cifar10 = name.family == "cifar" and num_classes == len(CLASS_NAMES)
-    class_names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(num_classes)))
+    usual = PREPROCESSING[preprocessing or ("caffe" if is_caffe else "torchvision")]
+    mean, std = mean or usual[0], std or usual[1]
+    inputs = _inputs_of_others(name, num_classes, mean, std, mean_file)
     dataset = "cifar10" if name.family == "cifar" else "imagenet"
-    config = Config(model=model_config, data=DataConfig(dataset, mean=mean if image is None else None, std=std))
-    arrays = Preprocessing(np.asarray(mean if image is None else image, np.float32), np.asarray(std, np.float32))
-    inputs = Inputs(shape, class_names, arrays)
-    check_inputs(inputs)
+    config = Config(model=model_config, data=DataConfig(dataset, mean=None if mean_file else mean, std=std))
     variables = _to_variables(tensors, config, inputs, layout, file)
-    if taken:
-        say(f"weights: {taken}")
-    of = f"of {mean_file}" if image is not None else " ".join(f"{value:.4g}" for value in mean)
+    if read.taken:
+        say(f"weights: {read.taken}")
+    of = f"of {mean_file}" if mean_file else " ".join(f"{value:.4g}" for value in mean)
     say(f"pixels in [0, 1]: mean {of}, std {' '.join(f'{value:.4g}' for value in std)}")
     return config, variables, inputs
+
+
+def _inputs_of_others(
+    name: ModelName,
+    num_classes: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    mean_file: Path | None,
+) -> Inputs:
+    """Return the inputs of weights that others trained: of the usual size, the mean that of a file if there is one."""
+    side = 32 if name.family == "cifar" else 224
+    shape = (side, side, 3)
+    array = np.asarray(mean if mean_file is None else read_mean(mean_file) / 255, np.float32)
+    if mean_file and array.shape != shape:
+        raise UserError(f"{mean_file}: expected a mean image of {side}x{side} pixels, found {array.shape}")
+    is_cifar10 = name.family == "cifar" and num_classes == len(CLASS_NAMES)
+    class_names = CLASS_NAMES if is_cifar10 else tuple(map(str, range(num_classes)))
+    inputs = Inputs(shape, class_names, Preprocessing(array, np.asarray(std, np.float32)))
+    check_inputs(inputs)
+    return inputs
 
 
 def _with_plain_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

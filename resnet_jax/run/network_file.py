@@ -113,6 +113,15 @@ def _shortest(array: np.ndarray) -> Any:
     return [_shortest(part) for part in array] if array.ndim else float(str(np.float32(array)))
 
 
+def is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes whether a file is of this format, whatever its name; not if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{"  # behind the length of the header
+    except OSError:
+        return False
+
+
 def read_description(path: Path) -> Description | None:
     """Read the metadata of a .safetensors file; None if it is not of this program.
 

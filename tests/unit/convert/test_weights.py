@@ -306,6 +306,18 @@ def test_the_way_out_of_a_refused_checkpoint_works(tmp_path):
     assert "script.pt is TorchScript, a program. If you trust it: python -c" in refused(tmp_path / "script.pt")
 
 
+def test_an_export_is_known_by_any_name(tmp_path):
+    file = tmp_path / "weights.bin"
+    assert main(["export", "cifar10_plain20", "--format", "safetensors", "--out", str(file)]) == 0
+    assert main(["import", str(file), "--out", str(tmp_path / "run")]) == 0
+    assert resnet_jax.load(tmp_path / "run").origin.config.model.shortcut == "none"
+    message = "weights.bin was exported from here and says it itself: leave out --mean, --weights ema"
+    with pytest.raises(UserError, match=message):
+        read_weights(file, mean=(0.0, 0.0, 0.0), averaged=True)
+    with pytest.raises(UserError, match="weights.bin holds plain20 by its own word: leave out --model"):
+        read_weights(file, "resnet20")
+
+
 def test_a_head_in_a_sequential(tmp_path):
     _, variables, tensors = make_tensors("resnet18", "torchvision", num_classes=4)
     inside = {name.replace("fc.", "fc.1."): array for name, array in tensors.items()}
