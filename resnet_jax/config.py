@@ -74,11 +74,11 @@ class DataConfig:
     __pydantic_config__ = _CHECKS
 
     name: Text = "cifar10"
-    """digits, cifar10, imagenet, folder (any other images in a folder for each class), or tfds:NAME for a set of
-    TensorFlow Datasets. Images of many sizes are read from the disk in training ("streamed"); others are kept on the
-    devices."""
+    """digits, cifar10, cifar100 (cifar100-coarse: its 20 superclasses), imagenet, folder (any other images in a folder
+    for each class), or tfds:NAME for a set of TensorFlow Datasets. Images of many sizes are read from the disk in
+    training ("streamed"); others are kept on the devices."""
     dir: FreeOnResume[Text] = "data"
-    """Folder of the data set, as it is or packed; CIFAR-10 is downloaded into it where it holds none."""
+    """Folder of the data set, as it is or packed; CIFAR is downloaded into it where it holds none."""
     batch_size: PositiveInt = 128
     """Images in a training step, over all devices."""
     eval_batch_size: FreeOnResume[PositiveInt] = 500

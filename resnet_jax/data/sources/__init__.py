@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data.sources.cifar10 import load_cifar10
+from resnet_jax.data.sources.cifar100 import load_cifar100
 from resnet_jax.data.sources.digits import load_digits
 from resnet_jax.data.sources.image_folder import load_image_folder, load_test_folder
 from resnet_jax.data.sources.packed import is_packed, load_packed, load_packed_test
@@ -24,6 +25,8 @@ def _load_folder(name: str, data_dir: str | Path) -> AnyDataset:
 SOURCES: dict[str, Callable[[str, str | Path], AnyDataset]] = {
     "digits": lambda name, data_dir: load_digits(),
     "cifar10": lambda name, data_dir: load_cifar10(data_dir),
+    "cifar100": load_cifar100,
+    "cifar100-coarse": load_cifar100,
     "imagenet": _load_folder,
     "folder": _load_folder,
     "tfds:": load_tfds,
@@ -34,8 +37,8 @@ def load_dataset(name: str, data_dir: str | Path, *, upright: bool = False) -> A
     """Load the data set `name` from below `data_dir`.
 
     Args:
-      name: "digits" (needs no files), "cifar10", "imagenet" or "folder" (images in train/CLASS and val/CLASS, as they
-        are or packed), or "tfds:NAME" such as "tfds:mnist:3.0.1".
+      name: "digits" (needs no files), "cifar10", "cifar100", "cifar100-coarse", "imagenet" or "folder" (images in
+        train/CLASS and val/CLASS, as they are or packed), or "tfds:NAME" such as "tfds:mnist:3.0.1".
       data_dir: where files are looked for, and put if they have to be downloaded.
       upright: whether images that are read in training are turned as their cameras say.
 
