@@ -21,6 +21,7 @@ from resnet_jax.data.types import Batch, Inputs, Preprocessing
 from resnet_jax.errors import BrokenDataError, DivergedError, UserError
 from resnet_jax.evaluate import evaluate
 from resnet_jax.gradients import cross_entropy
+from resnet_jax.inference.predict import Probabilities
 from resnet_jax.models import BatchNorm, ResNet, cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
@@ -62,7 +63,7 @@ class Tiny(nn.Module):
 def dataset(monkeypatch):
     """Stand in for every data set in memory."""
 
-    def load(name, data_dir):
+    def load(name, data_dir, **options):
         return load_image_folder(name, data_dir) if name == "folder" else DATASET
 
     for module in ("inputs", "sources"):
@@ -228,7 +229,8 @@ def test_test_images_none_of_which_can_be_read(tmp_path, tiny):
 
 def test_a_network_that_gives_nan_is_not_given_an_error(tmp_path, monkeypatch, tiny):
     train(make_config(tmp_path / "run", steps=1))
-    monkeypatch.setattr("resnet_jax.evaluate.predict", lambda *args, **options: np.full((11, 3), NAN))
+    nothing = Probabilities(np.full((11, 3), NAN), {})
+    monkeypatch.setattr("resnet_jax.evaluate.probabilities", lambda *args, **options: nothing)
     with pytest.raises(DivergedError, match="run: the outputs of the network of step 1 are not finite"):
         evaluate([tmp_path / "run"])
 
