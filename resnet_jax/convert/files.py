@@ -17,7 +17,7 @@ from resnet_jax.run.network_file import SUFFIX, is_safetensors, read_safetensors
 _CONTAINERS = ("state_dict", "model")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
-_NOT_WEIGHTS = {b"\x89HDF": "HDF5, as Keras writes it", b"GGUF": "GGUF"}
+_HDF5 = b"\x89HDF"
 
 
 class Tensors(NamedTuple):
@@ -50,9 +50,8 @@ def read_tensors(path: Path, *, prefix: str = "", averaged: bool = False) -> Ten
         raise UserError(f"no file {path}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    for magic, kind in _NOT_WEIGHTS.items():
-        if begin.startswith(magic):
-            raise UserError(f"{path} is {kind}, which is not read: convert it to .safetensors")
+    if begin.startswith(_HDF5):
+        raise UserError(f"{path} is HDF5, as Keras writes it, which is not read: convert it to .safetensors")
     if is_safetensors(path) or path.suffix == SUFFIX:
         if averaged:
             raise UserError(f"--weights ema: {path} is a .safetensors file, which holds one set of weights")
