@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +14,12 @@ import numpy as np
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.convert.caffe import read_caffemodel, read_mean
 from resnet_jax.convert.files import Tensors, read_tensors, some_names
+from resnet_jax.convert.foreign_names import to_torchvisions
 from resnet_jax.convert.names import Layout, layout_of, variables_from_tensors
 from resnet_jax.data.sources.cifar10 import CLASS_NAMES
 from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import UserError
+from resnet_jax.files import read_json
 from resnet_jax.models import ModelName, abstract_variables, build_model, parse_name
 from resnet_jax.models.blocks import StrideOn
 from resnet_jax.optim import build_optimizer, build_schedule
@@ -82,7 +83,7 @@ def read_weights(
       mean, std: of the channels of pixels in [0, 1], instead of those of `preprocessing`.
       mean_file: Caffe's mean image (.binaryproto), instead of channel means.
       stride_on: which convolution of a bottleneck subsamples; None: as usual for the layout, "1x1" for Caffe
-        and "3x3" for torchvision. Nothing in the files of others tells.
+        and "3x3" for torchvision; Hugging Face's config.json beside the file says it, and no other file.
       prefix, averaged: of read_tensors().
       say: called with what was assumed, a line each.
 
@@ -110,9 +111,9 @@ def read_weights(
     if is_caffe and (prefix or averaged):
         raise UserError(f"{file}: --prefix and --weights are for files of PyTorch and .safetensors")
     read = Tensors(read_caffemodel(file)) if is_caffe else read_tensors(file, prefix=prefix, averaged=averaged)
-    tensors = _with_plain_head(read.arrays)
+    tensors = to_torchvisions(read.arrays)
     layout: Layout = "cifar" if "linear.weight" in tensors else "torchvision"
-    model_config = _model_config(name, tensors, is_caffe, stride_on)
+    model_config = _model_config(name, tensors, is_caffe, stride_on or _stride_beside(file))
     if name.shortcut and name.shortcut != model_config.shortcut:
         raise UserError(f"--model {model_name}: {file} has shortcuts of option {model_config.shortcut}")
     num_classes = _count_classes(tensors, _HEADS["vgg" if name.family == "vgg" else layout], file, str(model_name))
@@ -149,12 +150,13 @@ def _inputs_of_others(
     return inputs
 
 
-def _with_plain_head(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Call the last layer fc also where it is one of a Sequential, behind dropout say (fc.1)."""
-    inside = {re.fullmatch(r"fc\.\d+\.(weight|bias)", name) for name in tensors if name.startswith("fc.")}
-    if inside and all(inside) and len({match[0].split(".")[1] for match in inside if match}) == 1:
-        return {re.sub(r"^fc\.\d+\.", "fc.", name): array for name, array in tensors.items()}
-    return tensors
+def _stride_beside(file: Path) -> StrideOn | None:
+    """Return what Hugging Face's config.json beside a file says of bottlenecks; None without one."""
+    try:
+        content = read_json(file.with_name("config.json"))
+        return {True: "1x1", False: "3x3"}.get(content["downsample_in_bottleneck"])  # type: ignore[return-value]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def read_exported(file: Path, description: Description) -> tuple[Config, dict[str, Any], Inputs]:

@@ -1,6 +1,7 @@
 """Import, evaluation, fine-tuning and export of weights, with files as others write them."""
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -323,6 +324,38 @@ def test_a_head_in_a_sequential(tmp_path):
     inside = {name.replace("fc.", "fc.1."): array for name, array in tensors.items()}
     safetensors.numpy.save_file(inside, tmp_path / "x.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read_weights(tmp_path / "x.safetensors", "resnet18")[1], variables)
+
+
+def hugging_faces_name(name):
+    """Of a tensor of torchvision's, as transformers' ResNetForImageClassification has it."""
+    module, _, leaf = name.rpartition(".")
+    if module in ("conv1", "bn1"):
+        kind = {"conv1": "convolution", "bn1": "normalization"}[module]
+        return f"resnet.embedder.embedder.{kind}.{leaf}"
+    if module == "fc":
+        return f"classifier.1.{leaf}"
+    stage, block, *rest = module.split(".")
+    layer = f"resnet.encoder.stages.{int(stage[5:]) - 1}.layers.{block}"
+    if rest[0] == "downsample":
+        return f"{layer}.shortcut.{('convolution', 'normalization')[int(rest[1])]}.{leaf}"
+    kind = "convolution" if rest[0].startswith("conv") else "normalization"
+    return f"{layer}.layer.{int(rest[0][-1]) - 1}.{kind}.{leaf}"
+
+
+@pytest.mark.parametrize(("model", "in_bottleneck"), [("resnet18", None), ("resnet50", None), ("resnet50", True)])
+def test_hugging_faces_names(tmp_path, model, in_bottleneck):
+    _, variables, tensors = make_tensors(model, "torchvision", num_classes=4)
+    theirs = {hugging_faces_name(name): array for name, array in tensors.items()}
+    safetensors.numpy.save_file(theirs, tmp_path / "model.safetensors")
+    if in_bottleneck is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"downsample_in_bottleneck": in_bottleneck}))
+    config, found, _ = read_weights(tmp_path / "model.safetensors", model)
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    assert config.model.stride_on == ("1x1" if in_bottleneck else "3x3")
+    theirs["resnet.encoder.more"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(theirs, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="left over: resnet.encoder.more"):
+        read_weights(tmp_path / "model.safetensors", model)
 
 
 def test_mean_and_std_of_ones_own(resnet8, tmp_path, capsys):
