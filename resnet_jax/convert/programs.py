@@ -14,6 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_jax.convert.fold import apply_folded, fold_bn
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import CommandError, UserError, optional, reason
 from resnet_jax.files import atomic_write
@@ -35,7 +36,8 @@ def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: P
 
         logits = jax.export.deserialize(Path(path).read_bytes()).call(images)  # after `import jax.export`
 
-    In ONNX the input is `images`, RGB uint8 [b, H, W, 3], and the output `logits`, float32 [b, K].
+    In ONNX the input is `images`, RGB uint8 [b, H, W, 3], and the output `logits`, float32 [b, K]; BN is folded into
+    the convolutions.
 
     Returns:
       The largest difference of logits on reloading, relative to the largest logit.
@@ -49,7 +51,8 @@ def export_program(trained: Trained, form: Literal["stablehlo", "onnx"], path: P
     with on_cpu():
         classify, weights = classifier(trained)
         (batch,) = jax.export.symbolic_shape("b")
-        content = serialize(partial(classify, weights), jax.ShapeDtypeStruct((batch, *shape), jnp.uint8))
+        program = _folded(trained) if form == "onnx" else partial(classify, weights)
+        content = serialize(program, jax.ShapeDtypeStruct((batch, *shape), jnp.uint8))
         # With weights that are no constants: those XLA computes with beforehand, and once did wrongly.
         return write_verified(content, path, [load], partial(jax.jit(classify), weights), shape)
 
@@ -64,6 +67,19 @@ def classifier(trained: Trained) -> tuple[Callable[[Any, Any], Any], Any]:
             return model.apply(variables, normalize(images, *preprocessing), train=False)
 
     return classify, jax.device_get((trained.variables, tuple(trained.origin.inputs.preprocessing)))
+
+
+def _folded(trained: Trained) -> Classify:
+    """Return the function of a network in full float32, its BN folded into the convolutions."""
+    model = trained.model.clone(dtype=jnp.float32)
+    folded = fold_bn(jax.device_get(trained.variables))
+    mean, std = jax.device_get(tuple(trained.origin.inputs.preprocessing))
+
+    def classify(images: jax.Array) -> Any:
+        with full_float32():
+            return apply_folded(model, folded, normalize(images, mean, std))
+
+    return classify
 
 
 def on_cpu() -> Any:
