@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from resnet_jax.models import BatchNorm, Model
+from resnet_jax.models.precision import full_float32
 
 _EPSILON = BatchNorm.epsilon
 
@@ -43,12 +44,12 @@ def fold_bn(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_folded(model: Model, folded: dict[str, Any], images: jax.Array) -> Any:
-    """Return the logits of model.apply(variables, images, train=False), of fold_bn(variables)."""
+    """Return the logits of model.apply(variables, images, train=False), of fold_bn(variables), in full float32."""
 
     def add_bias(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
             return args[0] + context.module.get_variable("params", "bias")
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(add_bias):
+    with full_float32(), nn.intercept_methods(add_bias):
         return model.apply(folded, images, train=False)

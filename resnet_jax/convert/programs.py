@@ -72,12 +72,11 @@ def classifier(trained: Trained) -> tuple[Callable[[Any, Any], Any], Any]:
 def _folded(trained: Trained) -> Classify:
     """Return the function of a network in full float32, its BN folded into the convolutions."""
     model = trained.model.clone(dtype=jnp.float32)
-    folded = fold_bn(jax.device_get(trained.variables))
-    mean, std = jax.device_get(tuple(trained.origin.inputs.preprocessing))
 
     def classify(images: jax.Array) -> Any:
-        with full_float32():
-            return apply_folded(model, folded, normalize(images, mean, std))
+        folded = fold_bn(jax.device_get(trained.variables))
+        mean, std = jax.device_get(tuple(trained.origin.inputs.preprocessing))
+        return apply_folded(model, folded, normalize(images, mean, std))
 
     return classify
 
