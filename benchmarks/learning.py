@@ -29,7 +29,7 @@ _LOG_EVERY, _EVALUATE_EVERY = 200, 2_000
 
 
 def main(args: Sequence[str]) -> int:
-    """Train, and append a record for the training and the test error as train.py has them in metrics.jsonl."""
+    """Train, and write records of the training and the test error as train.py has them in metrics.jsonl."""
     parser = ArgumentParser(prog="python -m benchmarks.learning", description=__doc__, allow_abbrev=False)
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder of CIFAR-10")
     parser.add_argument("out", type=Path, metavar="OUT", help="file of records to write")

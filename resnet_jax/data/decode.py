@@ -38,8 +38,7 @@ _MOST_RATIO = 100  # of the sides; with its shorter side resized to 256, a line 
 _BEHIND = (255, 255, 255)  # the colour that shows through transparent pixels: white, as a page does
 _ORIENTATION = 0x0112  # a tag of EXIF
 _MAX_SAMPLE_VALUE, _BITS_PER_SAMPLE = 281, 258  # tags of TIFF
-_START, _END = b"\xff\xd8", b"\xff\xd9"  # markers of a JPEG
-_TAIL = 1 << 16  # bytes in which a JPEG's end is looked for; some programs add theirs behind it
+_START, _SCAN, _END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"  # markers of a JPEG
 
 
 class BrokenImageError(Exception):
@@ -90,7 +89,8 @@ def open_image(data: bytes) -> Image.Image:
             return Image.frombuffer("RGB", (width, height), data[_RAW_HEADER.size :], "raw", "RGB", 0, 1)
         image = Image.open(io.BytesIO(data), formats=_PILLOWS)
         _check_size(*image.size)
-        if data.startswith(_START) and _END not in data[-_TAIL:]:
+        # An end before the last scan is that of a thumbnail; what some programs write behind the end does not matter.
+        if data.startswith(_START) and not data.endswith(_END) and data.rfind(_END) < data.rfind(_SCAN):
             return _with_its_end(image, data)
         return image
     except BrokenImageError:

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from image_folders import write_folder
 
@@ -190,3 +191,35 @@ def test_mistakes_of_the_input_pipeline(tmp_path):
     for arguments in (["--rounds", "0"], ["--batch-size", "-1"]):
         with pytest.raises(UserError, match=f"{arguments[0]}: must be above 0; got {arguments[1]}"):
             input_pipeline.main([str(tmp_path), *arguments])
+
+
+def test_the_peer_that_learns_augments_and_logs(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    from benchmarks import learning
+
+    random = np.random.default_rng(0)
+    images = torch.arange(5 * 3 * 32 * 32, dtype=torch.float32).reshape(5, 3, 32, 32) + 1  # no two pixels alike, no 0
+    found = learning._augmented(images, random).numpy()
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (4, 4), (4, 4)))
+    for image, crop in zip(padded, found, strict=True):
+        crops = [image[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+        assert sum(np.array_equal(crop, other[..., ::step]) for other in crops for step in (1, -1)) == 1
+    batches = [next(indices) for indices in [learning._indices(300, random)] for _ in range(4)]
+    assert [len(set(a) | set(b)) for a, b in (batches[:2], batches[2:])] == [256, 256]  # no image twice in an epoch
+
+    write_cifar10(tmp_path / "cifar-10-batches-bin")
+    arguments = [str(tmp_path), str(tmp_path / "out.jsonl"), "--depth", "8", "--steps", "1", "--threads", "1"]
+    assert learning.main(arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("start", 0), ("test", 1)]
+    assert (lines[0]["depth"], lines[0]["bn_group_size"], lines[1]["images"]) == (8, 64, 10_000)
+
+
+def write_cifar10(folder):
+    """Write files of the official length, of noise."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = random.integers(0, 256, (10_000, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / f"{name}.bin")

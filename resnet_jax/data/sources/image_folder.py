@@ -194,11 +194,16 @@ def _below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
     folders = [("", folder)]
     while folders:
         prefix, path = folders.pop()
-        for entry in sorted(_entries(path), key=lambda entry: entry.name):  # of two links to a folder the first
-            if not _is_folder(entry):
+        inside = []
+        for entry in _entries(path):
+            if _is_folder(entry):
+                inside.append(entry)
+            else:
                 yield prefix + entry.name, entry
-            elif (inside := os.path.realpath(entry.path)) not in seen:
-                seen.add(inside)
+        for entry in sorted(inside, key=lambda entry: entry.name):  # so that of two links to a folder the first counts
+            real = os.path.realpath(entry.path)
+            if real not in seen:
+                seen.add(real)
                 folders.append((f"{prefix}{entry.name}/", Path(entry.path)))
 
 

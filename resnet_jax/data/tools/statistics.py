@@ -16,6 +16,7 @@ from resnet_jax.data.types import EncodedImages, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_arrays
+from resnet_jax.parallel.hosts import is_first
 
 FILE_NAME = "statistics.npz"
 _AT_ONCE = 32  # images of a task
@@ -118,8 +119,9 @@ def find_statistics(dataset: StreamedDataset, data_dir: str | Path, image_size: 
     if len(images) > _SMALL or (dataset.folder / FILE_NAME).exists():
         return load_statistics(dataset, data_dir)
     statistics = compute_statistics(images, image_size, workers=workers)
-    with contextlib.suppress(UserError):  # of a folder that may only be read
-        save_statistics(statistics, dataset.folder)
+    if is_first():  # of several processes, which would write one file
+        with contextlib.suppress(UserError):  # of a folder that may only be read
+            save_statistics(statistics, dataset.folder)
     return statistics
 
 

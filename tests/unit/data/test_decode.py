@@ -96,6 +96,9 @@ def test_a_jpeg_that_lacks_nothing_but_its_end_is_read(progressive):
     whole = encoded(Image.fromarray(smooth(120, 160)), quality=95, progressive=progressive)
     assert whole.endswith(b"\xff\xd9")
     np.testing.assert_array_equal(decode(whole[:-2]), decode(whole))
+    marked = whole[:2] + b"\xff\xfe\x00\x06\xff\xd8\xff\xd9" + whole[2:]  # a comment with another image's end in it
+    np.testing.assert_array_equal(decode(marked[:-2]), decode(whole))
+    np.testing.assert_array_equal(decode(whole + b"more"), decode(whole))
     for share in (0.5, 0.8, 0.95):
         with pytest.raises(BrokenImageError):
             decode(whole[: int(share * len(whole))])
