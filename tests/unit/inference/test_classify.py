@@ -1,6 +1,7 @@
 """Prediction as users ask for it: images and files, in Python and on the command line."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -53,6 +54,18 @@ def test_images_of_any_size_are_cropped_as_in_evaluation(trained):
     )
     ten = resnet_jax.predict(trained, [large], protocol="10crop")
     assert np.abs(ten - resnet_jax.predict(trained, [large])).max() > 1e-3
+
+
+def test_files_are_turned_upright_for_a_network_that_was_trained_so(trained, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(IMAGES[0]).save(tmp_path / "x.png", exif=exif)
+    config = trained.origin.config
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, upright=True))
+    turning = trained._replace(origin=dataclasses.replace(trained.origin, config=config))
+    for network, image in ((trained, IMAGES[0]), (turning, IMAGES[0][::-1, ::-1])):
+        found = resnet_jax.predict(network, [tmp_path / "x.png"])
+        np.testing.assert_allclose(found, expected(trained, image[None]), rtol=1e-4, atol=1e-7)
 
 
 def test_what_cannot_be_classified_is_named(trained, folder):

@@ -39,6 +39,15 @@ def test_batches_weigh_by_their_size_and_their_order_does_not_matter(network):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
 
 
+def test_a_batch_that_does_not_divide_into_groups_is_one_group(network):
+    model, variables, images = network
+    found = recalibrate_bn(model, variables, [images[:8], images[8:15]])["batch_stats"]
+    of_groups = recalibrate_bn(model, variables, [images[:8]])["batch_stats"]
+    whole = recalibrate_bn(model.clone(bn_group_size=None), variables, [images[8:15]])["batch_stats"]
+    expected = jax.tree.map(lambda a, b: (8 * a + 7 * b) / 15, of_groups, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
 def test_mistakes(network):
     model, variables, images = network
     with pytest.raises(ValueError, match="no images"):
