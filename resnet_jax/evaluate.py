@@ -15,11 +15,11 @@ import numpy as np
 
 from resnet_jax.data import LabelledImages, load_test_images
 from resnet_jax.data.inputs import check_classes
-from resnet_jax.data.views import Protocol, ProtocolName, make_protocol
+from resnet_jax.data.views import Protocol, ProtocolName
 from resnet_jax.errors import BrokenDataError, DivergedError, UserError
 from resnet_jax.files import append_line, atomic_write
-from resnet_jax.inference.load import Trained, load, read_config
-from resnet_jax.inference.predict import probabilities
+from resnet_jax.inference.load import load, read_config
+from resnet_jax.inference.predict import probabilities, protocol_of
 from resnet_jax.metrics import Metrics, wrong_images
 from resnet_jax.parallel.devices import environment
 from resnet_jax.run.records import EVALUATIONS
@@ -178,7 +178,7 @@ def evaluate(
     for folder, config in zip(folders, configs, strict=True):
         trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)
         check_classes(trained.origin.inputs, test)
-        of_member = _protocol(trained, protocol, scales)
+        of_member = protocol_of(trained, protocol, scales)
         size = batch_size or config.data.eval_batch_size
         found = probabilities(trained, test.images, of_member, batch_size=size)
         unreadable |= found.unreadable
@@ -201,16 +201,6 @@ def _check_readable(unreadable: dict[int, str], test: LabelledImages, max_broken
         )
     if len(unreadable) == len(test):
         raise BrokenDataError(f"none of the test images can be read; the first is {test.ids[0]}: {unreadable[0]}")
-
-
-def _protocol(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None) -> Protocol:
-    height, width, _ = trained.origin.inputs.image_shape
-    if name == "multiscale" and trained.origin.config.model.family == "vgg" and (height, width) != (224, 224):
-        raise UserError(f"multi-scale testing needs a VGG of 224x224 pixels; this one takes {height}x{width}")
-    try:
-        return make_protocol(name, (height, width), scales)
-    except ValueError as error:
-        raise UserError(f"--scales: {error}") from error
 
 
 def record(evaluation: Evaluation) -> None:

@@ -55,16 +55,14 @@ def _predict(options: argparse.Namespace) -> int:
         raise UserError(f"--batch-size must be at least 1; got {options.batch_size}")
     from resnet_jax.data.processes import make_progress
     from resnet_jax.data.sources.image_folder import find_images
-    from resnet_jax.data.views import make_protocol
     from resnet_jax.inference.load import load
-    from resnet_jax.inference.predict import OpenedImages, probabilities
+    from resnet_jax.inference.predict import OpenedImages, probabilities, protocol_of
     from resnet_jax.parallel.devices import configure
 
     paths = find_images(options.images)
     configure()
     trained = load(options.source, step=options.step)
-    height, width, _ = trained.origin.inputs.image_shape
-    protocol = make_protocol(options.protocol, (height, width))
+    protocol = protocol_of(trained, options.protocol)
     with make_progress() as progress:
         bar = progress.add_task("images", total=len(paths))
         opened = OpenedImages(paths, trained.origin.config.data.upright)

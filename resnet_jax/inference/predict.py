@@ -68,12 +68,26 @@ def predict(
       UserError: a file that cannot be read.
       ValueError: an image of another type or shape.
     """
-    height, width, _ = trained.origin.inputs.image_shape
     opened = OpenedImages(images, upright=trained.origin.config.data.upright)
-    found = probabilities(trained, opened, make_protocol(protocol, (height, width)), batch_size=batch_size)
+    found = probabilities(trained, opened, protocol_of(trained, protocol), batch_size=batch_size)
     for index, why in found.unreadable.items():
         raise UserError(f"cannot read the image {images[index]}: {why}")
     return found.values
+
+
+def protocol_of(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | None = None) -> Protocol:
+    """Make a protocol for the input of a network; scales: see views.make_protocol.
+
+    Raises:
+      UserError: scales that do not fit, or a network that cannot be applied so.
+    """
+    height, width, _ = trained.origin.inputs.image_shape
+    if name == "multiscale" and trained.origin.config.model.family == "vgg" and (height, width) != (224, 224):
+        raise UserError(f"multi-scale testing needs a VGG of 224x224 pixels; this one takes {height}x{width}")
+    try:
+        return make_protocol(name, (height, width), scales)
+    except ValueError as error:
+        raise UserError(f"--scales: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
