@@ -142,13 +142,19 @@ def _summary(options: argparse.Namespace) -> int:
     chosen = {"shortcut": options.shortcut, "stride_on": options.stride_on}
     try:
         model = create_model(options.model, **{name: value for name, value in chosen.items() if value})
-        size = options.image_size or (32 if parse_name(options.model).family == "cifar" else 224)
+        is_cifar = parse_name(options.model).family == "cifar"
+        size = options.image_size or (32 if is_cifar else 224)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     if size < 32:
         raise UserError(f"--image-size must be at least 32; got {size}")
     summary = summarize(options.model, model, size)
-    print(json.dumps(dataclasses.asdict(summary)) if options.json else to_table(summary))
+    if options.json:
+        print(json.dumps(dataclasses.asdict(summary)))
+        return 0
+    print(to_table(summary))
+    if is_cifar:  # of which ResNet-26, say, is another network elsewhere
+        print("6n+2: a CIFAR network (Sec. 4.2)")
     return 0
 
 

@@ -139,7 +139,7 @@ def check_bn_groups(model: Model, image_shape: tuple[int, int, int], batch_size:
         )
 
 
-def create_model(name: str, **options: Any) -> Model:
+def create_model(name: str, /, **options: Any) -> Model:
     """Build a network by name.
 
     Args:
@@ -148,7 +148,8 @@ def create_model(name: str, **options: Any) -> Model:
         (Sec. 4.2).
       **options: attributes of ResNet or VGG, such as num_classes (10 for the CIFAR networks and 1000 for the
         others unless given), shortcut ("A" for the CIFAR networks and "B" for the others unless given),
-        stride_on, pool_padding, bn_group_size, frozen_bn, backbone_only, scan_blocks, remat, dtype.
+        stride_on, pool_padding, output_stride, bn_group_size, frozen_bn, backbone_only, scan_blocks, remat, dtype;
+        inside another module also `name`, the key of its variables there.
 
     Raises:
       ValueError: unknown name, wrong depth, or a plain net with a shortcut.

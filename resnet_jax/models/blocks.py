@@ -40,7 +40,8 @@ class Block(nn.Module):
       shortcut: "none" (plain net), "A" (identity, zero channels where dimensions grow), "B" (projection where
         dimensions grow, identity elsewhere) or "C" (projection in every block).
       zero_channels: where option A puts the new channels: behind the others, or half on each side.
-      conv: conv(filters, size, stride=, name=) returns a convolution.
+      dilations: of the 3x3 convolutions up to the one that subsamples, and behind it; see ResNet.output_stride.
+      conv: conv(filters, size, stride=, dilation=, name=) returns a convolution.
       norm: norm(name=) returns a normalization called with train=.
     """
 
@@ -48,6 +49,7 @@ class Block(nn.Module):
     stride: int
     shortcut: Shortcut
     zero_channels: ZeroChannels
+    dilations: tuple[int, int]
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
@@ -81,9 +83,9 @@ class BasicBlock(Block):
     """Two 3x3 convolutions; the first one subsamples (Fig. 5, left)."""
 
     def residual(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = self.conv(self.filters, 3, stride=self.stride, name="conv1")(x)
+        y = self.conv(self.filters, 3, stride=self.stride, dilation=self.dilations[0], name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.filters, 3, name="conv2")(y)
+        y = self.conv(self.filters, 3, dilation=self.dilations[1], name="conv2")(y)
         return self.norm(name="bn2")(y, train=train)
 
 
@@ -99,9 +101,10 @@ class BottleneckBlock(Block):
 
     def residual(self, x: jax.Array, *, train: bool) -> jax.Array:
         on_1x1, on_3x3 = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
+        dilation = self.dilations[1 if self.stride_on == "1x1" else 0]
         y = self.conv(self.filters, 1, stride=on_1x1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y, train=train))
-        y = self.conv(self.filters, 3, stride=on_3x3, name="conv2")(y)
+        y = self.conv(self.filters, 3, stride=on_3x3, dilation=dilation, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y, train=train))
         y = self.conv(4 * self.filters, 1, name="conv3")(y)
         return self.norm(name="bn3")(y, train=train)

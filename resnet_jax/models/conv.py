@@ -31,6 +31,7 @@ def conv(
     size: int,
     *,
     stride: int = 1,
+    dilation: int = 1,
     use_bias: bool = False,
     init_fan: Fan = "fan_in",
     dtype: DTypeLike = jnp.float32,
@@ -39,15 +40,18 @@ def conv(
 ) -> nn.Conv:
     """Return a size x size convolution whose output is ceil(input / stride) wide.
 
+    With a dilation its taps lie so many pixels apart.
+
     The padding is explicit: "SAME" would pad a 3x3 of stride 2 on an even input by (0, 1), which shifts the
     sampling grid against the (1, 1) of Caffe and PyTorch.
     """
-    margin = (size // 2, size // 2)
+    margin = (dilation * (size // 2),) * 2
     return nn.Conv(
         filters,
         (size, size),
         strides=(stride, stride),
         padding=(margin, margin),
+        kernel_dilation=(dilation, dilation),
         use_bias=use_bias,
         kernel_init=he_init(init_fan),
         dtype=dtype,

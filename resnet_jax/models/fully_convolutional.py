@@ -101,10 +101,10 @@ def _output_sizes(layer: Any, sizes: jax.Array) -> jax.Array:
     if isinstance(layer, MaxPool):
         steps = sizes + 2 * layer.margin - layer.size
         return (-(-steps // layer.stride) if layer.ceil else steps // layer.stride) + 1
-    kernel, strides, padding = (
-        np.array(value, np.int32) for value in (layer.kernel_size, layer.strides, layer.padding)
+    kernel, dilation, strides, padding = (
+        np.array(value, np.int32) for value in (layer.kernel_size, layer.kernel_dilation, layer.strides, layer.padding)
     )
-    return (sizes + padding.sum(1, dtype=np.int32) - kernel) // strides + 1
+    return (sizes + padding.sum(1, dtype=np.int32) - (kernel - 1) * dilation - 1) // strides + 1
 
 
 def _window_weights(lengths: jax.Array, window: int, padded: int) -> jax.Array:

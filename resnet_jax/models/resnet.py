@@ -39,6 +39,9 @@ class ResNet(nn.Module):
         on ImageNet.
       bn_decay: share of the old value in the running statistics.
       running_variance: "unbiased" or "biased"; see BatchNorm.
+      output_stride: the most pixels of the image to one step in a feature map: 8 or 16, as segmentation and detection
+        want it, of the same weights. Stages that would subsample further have dilated convolutions instead, which see
+        the same pixels around each step; None for as many as there are.
       frozen_bn: normalize by the running statistics also in training, and leave all of BN as it is.
       frozen: of `parts`, those that training leaves as they are, BN and its statistics too.
       init_fan: fan of the He initialization.
@@ -63,6 +66,7 @@ class ResNet(nn.Module):
     bn_group_size: int | None = None
     bn_decay: float = 0.9
     running_variance: RunningVariance = "unbiased"
+    output_stride: int | None = None
     frozen_bn: bool = False
     frozen: tuple[str, ...] = ()
     init_fan: Fan = "fan_in"
@@ -74,10 +78,18 @@ class ResNet(nn.Module):
 
     @property
     def feature_strides(self) -> dict[str, int]:
-        """Pixels of the image to one step in each feature map, by name in forward order."""
+        """Pixels of the image to one step in each feature map, by name in forward order.
+
+        Raises:
+          ValueError: output_stride is none of them.
+        """
         stem, first = (1, 1) if self.stem == "cifar" else (2, 4)
+        stages = [first * 2**i for i in range(len(self.blocks))]
+        if self.output_stride not in (None, *stages):
+            raise ValueError(f"output_stride must be one of {', '.join(map(str, stages))}; got {self.output_stride}")
+        most = self.output_stride or stages[-1]
         strides = {"stem" if self.stem == "cifar" else "conv1": stem}
-        return strides | {self._stage_name(i): first * 2**i for i in range(len(self.blocks))}
+        return strides | {self._stage_name(i): min(stride, most) for i, stride in enumerate(stages)}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -133,6 +145,7 @@ class ResNet(nn.Module):
 
         make_block = BasicBlock if self.block == "basic" else partial(BottleneckBlock, stride_on=self.stride_on)
         names = iter(self.feature_strides)
+        stage_strides = list(self.feature_strides.values())[1:]
 
         x = images.astype(self.dtype)
         size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
@@ -141,7 +154,10 @@ class ResNet(nn.Module):
         outputs = {next(names): x}
         if self.stem == "imagenet":
             x = stem_pool(self.pool_padding)(x)
+        dilation = 1
         for stage, (blocks, filters) in enumerate(zip(self.blocks, self.filters, strict=True), start=1):
+            subsamples = stage > 1 and stage_strides[stage - 1] > stage_strides[stage - 2]
+            before, dilation = dilation, dilation * (1 if stage == 1 or subsamples else 2)
             make = partial(
                 make_block,
                 filters=filters,
@@ -151,12 +167,14 @@ class ResNet(nn.Module):
                 norm=norm_of(f"stage{stage}"),
             )
             # The names are the checkpoint format: stable for ever.
-            x = self._apply(make(stride=1 if stage == 1 else 2, name=f"stage{stage}_block1"), x, train=train)
+            first = make(stride=1 + subsamples, dilations=(before, dilation), name=f"stage{stage}_block1")
+            x = self._apply(first, x, train=train)
+            make = partial(make, stride=1, dilations=(dilation, dilation))
             if self.scan_blocks and blocks > 1:
-                x = self._apply(make(stride=1, name=f"stage{stage}_blocks"), x, train=train, times=blocks - 1)
+                x = self._apply(make(name=f"stage{stage}_blocks"), x, train=train, times=blocks - 1)
             else:
                 for block in range(2, blocks + 1):
-                    x = self._apply(make(stride=1, name=f"stage{stage}_block{block}"), x, train=train)
+                    x = self._apply(make(name=f"stage{stage}_block{block}"), x, train=train)
             x = ended(f"stage{stage}", x)
             outputs[next(names)] = x
         if not self.backbone_only:

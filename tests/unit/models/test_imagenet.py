@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from slow_dense import random_variables
 
 from resnet_jax import create_model
+from resnet_jax.models import stack_blocks
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 
@@ -149,3 +151,48 @@ def test_adaptive_average_pool():
         rows = slice(i * 10 // 7, -(-(i + 1) * 10 // 7))
         np.testing.assert_allclose(y[0, i], x[0, rows].mean(0), rtol=1e-4, atol=1e-5)
     assert AdaptiveAveragePool(7).apply({}, jnp.ones((1, 2, 3, 1))).shape == (1, 7, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("resnet50", {"stride_on": "1x1"}), ("resnet50", {"stride_on": "3x3"}), ("resnet18", {"shortcut": "A"})],
+)
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilation_computes_what_subsampling_leaves_out(name, options, output_stride):
+    """Every step of the subsampled maps is one of the denser maps, of the same weights, at the borders too."""
+    model = create_model(name, backbone_only=True, **options).clone(filters=(4, 8, 16, 32), blocks=(1, 2, 2, 2))
+    variables = random_variables(model, (64, 64))
+    images = jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
+    maps = model.apply(variables, images, train=False)
+    dilated = model.clone(output_stride=output_stride)
+    dense = dilated.apply(variables, images, train=False)
+    assert [64 // x.shape[1] for x in dense.values()] == list(dilated.feature_strides.values())
+    assert max(dilated.feature_strides.values()) == output_stride
+    for part, x in maps.items():
+        every = dense[part].shape[1] // x.shape[1]
+        np.testing.assert_allclose(dense[part][:, ::every, ::every], x, rtol=1e-4, atol=1e-4)
+    stacked = dilated.clone(scan_blocks=True)
+    assert stacked.apply(stack_blocks(variables), images, train=False)["conv5_x"] == pytest.approx(
+        np.asarray(dense["conv5_x"]), rel=1e-4, abs=1e-4
+    )
+
+
+def test_an_output_stride_that_no_stage_has_is_refused():
+    with pytest.raises(ValueError, match="output_stride must be one of 4, 8, 16, 32; got 12"):
+        shapes(create_model("resnet18", output_stride=12))
+
+
+def test_a_network_is_a_module_inside_another():
+    class Segmenter(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            maps = create_model("resnet18", backbone_only=True, output_stride=16, name="backbone")(images, train=False)
+            return nn.Conv(5, (1, 1), name="classes")(maps["conv5_x"])
+
+    images = jnp.zeros((1, 64, 64, 3))
+    variables = jax.eval_shape(Segmenter().init, jax.random.key(0), images)
+    assert set(variables["params"]) == {"backbone", "classes"}
+    alone = jax.eval_shape(
+        partial(create_model("resnet18", backbone_only=True).init, train=False), jax.random.key(0), images
+    )
+    assert variables["params"]["backbone"] == alone["params"]

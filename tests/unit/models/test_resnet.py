@@ -153,7 +153,9 @@ def test_he_initialization(fan, channels):
 
 @pytest.mark.parametrize(("zero_channels", "start"), [("end", 0), ("both", 2)])
 def test_option_a_subsamples_and_appends_zero_channels(zero_channels, start):
-    block = BasicBlock(filters=8, stride=2, shortcut="A", zero_channels=zero_channels, conv=conv, norm=BatchNorm)
+    block = BasicBlock(
+        filters=8, stride=2, shortcut="A", zero_channels=zero_channels, dilations=(1, 1), conv=conv, norm=BatchNorm
+    )
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 6, 6, 4)))
     variables = block.init(jax.random.key(1), x, train=False)
     variables["params"]["bn2"]["scale"] = jnp.zeros(8)  # switches the residual function off
@@ -163,12 +165,16 @@ def test_option_a_subsamples_and_appends_zero_channels(zero_channels, start):
 
 
 def test_an_identity_block_is_the_identity_plus_the_residual():
-    block = BasicBlock(filters=4, stride=1, shortcut="B", zero_channels="end", conv=conv, norm=BatchNorm)
+    block = BasicBlock(
+        filters=4, stride=1, shortcut="B", zero_channels="end", dilations=(1, 1), conv=conv, norm=BatchNorm
+    )
     x = jnp.abs(jax.random.normal(jax.random.key(0), (2, 6, 6, 4)))
     variables = block.init(jax.random.key(1), x, train=False)
     variables["params"]["bn2"] = {"scale": jnp.zeros(4), "bias": jnp.full(4, 0.5)}
     np.testing.assert_allclose(block.apply(variables, x, train=False), x + 0.5, rtol=1e-6)
-    plain = BasicBlock(filters=4, stride=1, shortcut="none", zero_channels="end", conv=conv, norm=BatchNorm)
+    plain = BasicBlock(
+        filters=4, stride=1, shortcut="none", zero_channels="end", dilations=(1, 1), conv=conv, norm=BatchNorm
+    )
     np.testing.assert_array_equal(plain.apply(variables, x, train=False), 0.5)
 
 
