@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax import models
+    from resnet_jax.convert.weights_in import read_weights
     from resnet_jax.inference.load import load, preprocess
     from resnet_jax.inference.predict import predict
     from resnet_jax.models import (
@@ -31,6 +32,7 @@ __all__ = [
     "models",
     "predict",
     "preprocess",
+    "read_weights",
     "recalibrate_bn",
     "vgg",
 ]
@@ -40,6 +42,11 @@ def __getattr__(name: str) -> Any:
     """Import jax and orbax only when a name is asked for that needs them, so that --help answers at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    where = {"load": "inference.load", "preprocess": "inference.load", "predict": "inference.predict"}
+    where = {
+        "load": "inference.load",
+        "predict": "inference.predict",
+        "preprocess": "inference.load",
+        "read_weights": "convert.weights_in",
+    }
     module = importlib.import_module(f"resnet_jax.{where.get(name, 'models')}")
     return module if name == "models" else getattr(module, name)

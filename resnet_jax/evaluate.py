@@ -177,8 +177,8 @@ def evaluate(
     unreadable: dict[int, str] = {}
     for folder, config in zip(folders, configs, strict=True):
         trained = load(folder, step=step, scan_blocks=config.model.scan_blocks)
-        check_classes(trained.origin.inputs, test)
         of_member = protocol_of(trained, protocol, scales)
+        check_classes(trained.origin.inputs, test)
         size = batch_size or config.data.eval_batch_size
         found = probabilities(trained, test.images, of_member, batch_size=size)
         unreadable |= found.unreadable

@@ -35,24 +35,41 @@ def make_parser() -> ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=_summary)
 
-    command = commands.add_parser("import", help="make a work directory from a file of weights")
-    command.add_argument("file", type=Path, metavar="FILE", help="of PyTorch, .safetensors or .caffemodel")
+    command = commands.add_parser("import", help="make a work directory from weights of others")
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="torchvision:resnet50, timm:resnet18.tv_in1k, hf:microsoft/resnet-50, cifar:resnet20 and the like; or a"
+        " file of PyTorch, .safetensors, .caffemodel, HDF5 of Keras, or .pkl of detectron2",
+    )
     command.add_argument(
         "--model",
         metavar="NAME",
-        help="such as resnet20, resnet50, vgg16; a file of export says it itself, and all of the following",
+        help="such as resnet20, plain34, where the tensors leave a choice; a file of export says it itself, and all of"
+        " the following",
     )
     command.add_argument("--out", type=Path, required=True, metavar="WORKDIR", help="folder to make")
+    command.add_argument("--offline", action="store_true", help="download nothing; take what was downloaded before")
+    command.add_argument(
+        "--backbone",
+        action="store_true",
+        help="without the last layer, which need not be there; to begin a run with",
+    )
     command.add_argument(
         "--preprocessing",
-        choices=("torchvision", "caffe", "none"),
-        help="what the weights were trained with: torchvision's mean and std, Caffe's mean of pixels in 0..255, or"
-        " pixels in [0, 1] as they are; default: as usual for the file",
+        choices=("torchvision", "caffe", "detectron2", "none"),
+        help="what the weights were trained with: torchvision's mean and std, Caffe's or detectron2's mean of pixels in"
+        " 0..255, or pixels in [0, 1] as they are; default: what is beside the file, or as usual for its names",
     )
     command.add_argument(
-        "--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in [0, 1], instead of the usual one"
+        "--mean", type=float, nargs="+", metavar="X", help="of each channel of pixels in [0, 1], instead of the usual"
     )
-    command.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="likewise, to divide by")
+    command.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise, to divide by")
+    command.add_argument(
+        "--channels",
+        choices=("RGB", "BGR"),
+        help="their order in training, which import turns to RGB; default: as usual for the names of the tensors",
+    )
     command.add_argument(
         "--prefix", default="", metavar="TEXT", help="take the tensors whose names begin so; cut it off"
     )
@@ -66,7 +83,7 @@ def make_parser() -> ArgumentParser:
     command.add_argument(
         "--stride-on",
         choices=("1x1", "3x3"),
-        help="which convolution of a bottleneck subsamples; default: 1x1 for Caffe, 3x3 for PyTorch",
+        help="which convolution of a bottleneck subsamples; default: 1x1 for Caffe, detectron2 and Keras, else 3x3",
     )
     command.set_defaults(run=_import)
 
@@ -162,23 +179,27 @@ def _import(options: argparse.Namespace) -> int:
     from resnet_jax.convert.weights_in import import_weights
     from resnet_jax.paper.networks import network_name
 
-    config = import_weights(
-        options.file,
+    trained = import_weights(
+        options.source,
         options.model,
         options.out,
+        backbone=options.backbone,
         preprocessing=options.preprocessing,
-        mean=options.mean and tuple(options.mean),
-        std=options.std and tuple(options.std),
+        mean=options.mean,
+        std=options.std,
+        channels=options.channels,
+        offline=options.offline,
         prefix=options.prefix,
         averaged=options.weights == "ema",
         say=print,
         mean_file=options.mean_file,
         stride_on=options.stride_on,
     )
-    model = config.model
+    model = trained.origin.config.model
     stride = f", stride on the {model.stride_on}" if model.family == "imagenet" and model.depth >= 50 else ""
     shortcut = "" if model.family == "vgg" else f", shortcut {model.shortcut}"
-    print(f"imported {options.file} into {options.out}: {network_name(model)}{shortcut}{stride}")
+    backbone = ", without a last layer" if options.backbone else ""
+    print(f"imported {options.source} into {options.out}: {network_name(model)}{shortcut}{stride}{backbone}")
     return 0
 
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.errors import UserError, reason
+from resnet_jax.errors import UserError, optional, reason
 from resnet_jax.run.network_file import SUFFIX, is_safetensors, read_safetensors
 
 # Under which training scripts keep the tensors, and their moving averages.
-_CONTAINERS = ("state_dict", "model")
+_CONTAINERS = ("state_dict", "model", "teacher", "blobs")
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
 _HDF5 = b"\x89HDF"
+_KERAS_MEMBER = "model.weights.h5"  # of a .keras file, which is a zip
+_TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # begins what torch.save() wrote before it wrote zips
+# What an array in a pickle is made of; to make anything else may run code.
+_OF_ARRAYS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+}
 
 
 class Tensors(NamedTuple):
@@ -33,7 +46,9 @@ class Tensors(NamedTuple):
 
 
 def read_tensors(path: Path, *, prefix: str = "", averaged: bool = False) -> Tensors:
-    """Read a checkpoint of PyTorch (needs torch) or a .safetensors file (does not), whatever it is called.
+    """Read a checkpoint of PyTorch (needs torch), .safetensors, HDF5 of Keras (needs h5py), or a pickle of arrays.
+
+    What a file is is told by its content, whatever it is called.
 
     Args:
       path: the file.
@@ -50,28 +65,40 @@ def read_tensors(path: Path, *, prefix: str = "", averaged: bool = False) -> Ten
         raise UserError(f"no file {path}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    if begin.startswith(_HDF5):
-        raise UserError(f"{path} is HDF5, as Keras writes it, which is not read: convert it to .safetensors")
+    taken = ""
     if is_safetensors(path) or path.suffix == SUFFIX:
-        if averaged:
-            raise UserError(f"--weights ema: {path} is a .safetensors file, which holds one set of weights")
-        tensors, taken = read_safetensors(path), ""
+        tensors = read_safetensors(path)
+    elif begin.startswith(_HDF5):
+        tensors = _read_keras(path, path)
+    elif begin.startswith(b"PK") and (of_keras := _keras_member(path)):
+        tensors = _read_keras(path, of_keras)
+    elif begin.startswith(b"\x80") and path.suffix == ".pkl" and not begin.startswith(_TORCH_PICKLE):
+        tensors, taken = _read_pickle(path, averaged)
     elif begin.startswith((b"PK", b"\x80")) or path.suffix in (".pth", ".th", ".pt"):  # zip, pickle
         tensors, taken = _read_torch(path, averaged)
     else:
-        raise UserError(f"{path} is no file of weights that is known: PyTorch's, .safetensors or .caffemodel")
+        raise UserError(
+            f"{path} is no file of weights that is known: PyTorch's, .safetensors, Keras's HDF5, .caffemodel or a .pkl"
+        )
+    if averaged and not taken:
+        raise UserError(f"--weights ema: {path} holds one set of weights")
     for name, array in tensors.items():
         if array.dtype.kind not in "fiub":
             raise UserError(f"{path}: the tensor {name!r} holds {array.dtype}, no real numbers")
     tensors.pop(_COUNTER, None)
-    return Tensors(_without_prefix(tensors, prefix, path), taken)
+    return Tensors(without_prefix(tensors, prefix, str(path)), taken)
 
 
-def _without_prefix(tensors: Mapping[str, np.ndarray], prefix: str, path: Path) -> dict[str, np.ndarray]:
+def without_prefix(tensors: Mapping[str, np.ndarray], prefix: str, called: str) -> dict[str, np.ndarray]:
+    """Take the tensors whose names begin with `prefix`, and cut off that and what all their names begin with.
+
+    Raises:
+      UserError: there are none; `called` is where they were looked for.
+    """
     chosen = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     if prefix and not chosen:
         found = ", ".join(sorted({name.rpartition(".")[0].rpartition(".")[0] + "." for name in tensors})[:5])
-        raise UserError(f"--prefix {prefix}: no tensor of {path} begins so; there are such as {found}")
+        raise UserError(f"--prefix {prefix}: no tensor of {called} begins so; there are such as {found}")
     while len(chosen) > 1:
         first = {name.partition(".")[0] for name in chosen}
         if len(first) > 1 or not all("." in name for name in chosen):
@@ -80,8 +107,8 @@ def _without_prefix(tensors: Mapping[str, np.ndarray], prefix: str, path: Path) 
     return chosen
 
 
-def some_names(tensors: Mapping[str, Any]) -> str:
-    """Return the first names of a file's tensors, for an error."""
+def some_names(tensors: Collection[str]) -> str:
+    """Return the first names of tensors, for a message."""
     return ", ".join(list(tensors)[:5]) + (f" and {len(tensors) - 5} more" if len(tensors) > 5 else "")
 
 
@@ -114,6 +141,69 @@ def _read_torch(path: Path, averaged: bool) -> tuple[dict[str, np.ndarray], str]
         return {name: tensor.detach().float().numpy() for name, tensor in content.items()}, taken
     except (RuntimeError, TypeError) as error:  # a sparse tensor, say
         raise UserError(f"{path} holds other than plain tensors: {reason(error)}") from error
+
+
+def _keras_member(path: Path) -> io.BytesIO | None:
+    """Return the weights in a .keras file, or None if a zip is something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return io.BytesIO(archive.read(_KERAS_MEMBER)) if _KERAS_MEMBER in archive.namelist() else None
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return None
+
+
+def _read_keras(path: Path, content: Path | io.BytesIO) -> dict[str, np.ndarray]:
+    """Read HDF5 of Keras, whole models or weights, 2.2 to 3: arrays as LAYER.kernel, in PyTorch's layouts."""
+    h5py = optional("h5py", extra="convert")
+    arrays: dict[str, np.ndarray] = {}
+
+    def read(name: str, item: Any) -> None:
+        *groups, leaf = name.split("/")
+        if not isinstance(item, h5py.Dataset) or not groups or groups[0] in ("optimizer", "optimizer_weights"):
+            return
+        layer = groups[-1]
+        if layer == "vars":  # Keras 3 counts the layers of a class, and their arrays
+            layer = str(item.parent.attrs.get("name", groups[-2]))
+            names = ("gamma", "beta", "moving_mean", "moving_variance")
+            leaf = (names if item.parent["0"].ndim == 1 else ("kernel", "bias"))[int(leaf)]
+        array = np.asarray(item)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        arrays[f"{layer}.{leaf.partition(':')[0]}"] = np.ascontiguousarray(array)
+
+    try:
+        with h5py.File(content, "r") as file:
+            file.visititems(read)
+    except Exception as error:  # of whatever is damaged
+        raise UserError(f"{path} is damaged or no HDF5 of Keras: {reason(error)}") from error
+    if not arrays:
+        raise UserError(f"{path} holds no layers of Keras")
+    return arrays
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) not in _OF_ARRAYS:
+            raise UserError(f"it holds {module}.{name} beside arrays, and reading that may run code")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_pickle(path: Path, averaged: bool) -> tuple[dict[str, np.ndarray], str]:
+    """Read a pickle that holds arrays by name, as detectron2's are, and nothing that runs code."""
+    try:
+        with path.open("rb") as file:
+            content: Any = _ArraysOnly(file, encoding="latin1").load()
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from error
+    except Exception as error:  # a damaged pickle makes its reader raise anything
+        raise UserError(f"{path} is damaged: {reason(error)}") from error
+    content, taken = _choose(content, averaged, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not arrays by name")
+    arrays = {name: array for name, array in content.items() if isinstance(name, str) and isinstance(array, np.ndarray)}
+    if not arrays:
+        raise UserError(f"{path} holds no arrays")
+    return arrays, taken
 
 
 def _refused(path: Path, why: str) -> str:

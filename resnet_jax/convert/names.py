@@ -14,6 +14,7 @@ Layout = Literal["torchvision", "cifar"]
 Path = tuple[str, ...]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+COUNTER = ".num_batches_tracked"  # of BN in PyTorch, which nothing depends on
 _FC6_INPUT = (7, 7, 512)  # height, width, channels of the map that VGG flattens
 
 
@@ -91,24 +92,25 @@ def tensors_from_variables(variables: dict[str, Any], model: Model, layout: Layo
     }
 
 
+def tensor_shapes(model: Model, shapes: dict[str, Any], layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes in PyTorch of variables of the shapes of model.init()."""
+    flat = flatten_dict(shapes["params"]) | flatten_dict(shapes.get("batch_stats", {}))
+    return {torch_name(path, model, layout): _torch_shape(leaf.shape) for path, leaf in flat.items()}
+
+
 def variables_from_tensors(
     tensors: dict[str, np.ndarray], model: Model, shapes: dict[str, Any], layout: Layout, source: str
 ) -> dict[str, Any]:
     """Put tensors under PyTorch's names into variables of the shapes of model.init(); undo tensors_from_variables().
 
-    Each tensor is used exactly once; only BN's counters `num_batches_tracked` are left out.
+    Each tensor is used exactly once; only BN's counters (COUNTER) are left out.
 
     Raises:
       UserError: lists tensors that are missing, left over, of another shape or not finite; `source` names the file.
     """
     flat = {collection: flatten_dict(shapes.get(collection, {})) for collection in ("params", "batch_stats")}
-    wanted = {
-        torch_name(path, model, layout): _torch_shape(leaf.shape)
-        for leaves in flat.values()
-        for path, leaf in leaves.items()
-    }
-    counted = {name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")}
-    found = exactly(counted, wanted, source)
+    counted = {name: array for name, array in tensors.items() if not name.endswith(COUNTER)}
+    found = exactly(counted, tensor_shapes(model, shapes, layout), source)
     back = [np.argsort(order) for order in _orders(model)]
 
     def variable(path: Path) -> np.ndarray:

@@ -102,7 +102,9 @@ def balanced_weights(dataset: AnyDataset) -> np.ndarray:
 def check_classes(inputs: Inputs, dataset: AnyDataset | LabelledImages) -> None:
     """Raise UserError if a data set has other classes than the weights."""
     numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names
-    if inputs.class_names not in (dataset.class_names, numbered):
+    # Whose folders are called n01440764 and so on, and whose weights all have the same order of classes.
+    of_imagenet = dataset.name == "imagenet" and len(inputs.class_names) == len(dataset.class_names) == 1000
+    if inputs.class_names not in (dataset.class_names, numbered) and not of_imagenet:
         if len(inputs.class_names) != len(dataset.class_names):
             raise UserError(
                 f"{dataset.name} has {len(dataset.class_names)} classes, but the weights are for"

@@ -205,8 +205,8 @@ class Preprocessing(NamedTuple):
 class Inputs(NamedTuple):
     """What the weights take and give; `lighting` is for augment.random_lighting() in training."""
 
-    image_shape: tuple[int, int, int]  # height, width, channels
-    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # height, width, channels: 3 (RGB) but for imported weights
+    class_names: tuple[str, ...]  # none for an imported backbone
     preprocessing: Preprocessing
     lighting: np.ndarray | None = None  # [3, 3] float32
 
@@ -218,7 +218,12 @@ def check_inputs(inputs: Inputs) -> None:
       UserError: one has another type or shape, is not finite, or a standard deviation is not above 0.
     """
     shape, _, (mean, std), lighting = inputs
-    for name, array, shapes in (("mean", mean, [(3,), shape]), ("std", std, [(3,)]), ("lighting", lighting, [(3, 3)])):
+    channels = shape[2:]
+    for name, array, shapes in (
+        ("mean", mean, [channels, shape]),
+        ("std", std, [channels]),
+        ("lighting", lighting, [(3, 3)]),
+    ):
         if array is None:
             continue
         if array.dtype != np.float32 or array.shape not in shapes:

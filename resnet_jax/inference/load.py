@@ -130,19 +130,20 @@ def preprocess(images: Any, origin: Origin) -> jax.Array:
     """Normalize images as the network was trained on them.
 
     Args:
-      images: RGB uint8 [N, H, W, 3]; of the size origin.inputs.image_shape where the mean is per pixel.
+      images: uint8 [N, H, W, C], RGB where C is 3; of the size origin.inputs.image_shape where the mean is per pixel.
       origin: of load().
 
     Returns:
-      float32 [N, H, W, 3].
+      float32 [N, H, W, C].
 
     Raises:
       ValueError: images of another type or size.
     """
     mean, std = origin.inputs.preprocessing
     images = jax.numpy.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"expected uint8 images [N, H, W, 3], got {images.dtype} {images.shape}")
+    channels = origin.inputs.image_shape[2]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != channels:
+        raise ValueError(f"expected uint8 images [N, H, W, {channels}], got {images.dtype} {images.shape}")
     if mean.ndim == 3 and images.shape[1:] != mean.shape:
         raise ValueError(f"the mean is per pixel, for images {mean.shape}; got {images.shape[1:]}")
     return normalize(images, mean, std)
@@ -154,6 +155,8 @@ def check_same_network(trained: Trained, config: Config) -> None:
     Raises:
       UserError: the networks differ in more than the number of classes.
     """
+    if (channels := trained.origin.inputs.image_shape[2]) != 3:
+        raise UserError(f"--init-from holds a network that takes {channels} channels; images are read as RGB")
     for name in _STRUCTURE:
         theirs, ours = getattr(trained.origin.config.model, name), getattr(config.model, name)
         if theirs != ours:
@@ -175,7 +178,8 @@ def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]
     """
     params, theirs = flatten_dict(variables["params"]), flatten_dict(trained.variables["params"])
     differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
-    if differing - set(HEADS):
+    new = set() if trained.origin.inputs.class_names else {"fc6", "fc7"}  # a backbone has none of VGG's last layers
+    if differing - set(HEADS) - new:
         raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
     adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
     weights = {"params": unflatten_dict(adopted), "batch_stats": trained.variables["batch_stats"]}

@@ -81,7 +81,11 @@ def protocol_of(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | 
     Raises:
       UserError: scales that do not fit, or a network that cannot be applied so.
     """
-    height, width, _ = trained.origin.inputs.image_shape
+    height, width, channels = trained.origin.inputs.image_shape
+    if not trained.origin.inputs.class_names:
+        raise UserError("a backbone has no last layer to classify with: train.py --init-from it makes one")
+    if channels != 3:
+        raise UserError(f"images are read as RGB, and this network takes {channels} channels: model.apply() in Python")
     if name == "multiscale" and trained.origin.config.model.family == "vgg" and (height, width) != (224, 224):
         raise UserError(f"multi-scale testing needs a VGG of 224x224 pixels; this one takes {height}x{width}")
     try:

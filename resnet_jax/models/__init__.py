@@ -84,7 +84,7 @@ def parse_name(name: str) -> ModelName:
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Model:
-    """Build the configured network.
+    """Build the configured network; for no classes it is a backbone, without the layers behind its feature maps.
 
     Raises:
       UserError: there is no such family, or it has no such depth.
@@ -95,7 +95,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Model:
     family = FAMILIES[config.family]
     attributes = {field.name for field in dataclasses.fields(family.module)}
     options = {name: value for name, value in dataclasses.asdict(config).items() if name in attributes}
-    options |= {"dtype": jnp.dtype(config.dtype), "num_classes": num_classes}
+    options |= {"dtype": jnp.dtype(config.dtype), "num_classes": num_classes, "backbone_only": num_classes == 0}
     try:
         return family.build(config.depth, **options)
     except ValueError as error:

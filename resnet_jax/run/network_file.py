@@ -55,8 +55,8 @@ class Description(NamedTuple):
 
 
 class _Inputs(pydantic.BaseModel):
-    image_shape: tuple[PositiveInt, PositiveInt, Literal[3]]
-    class_names: Annotated[tuple[str, ...], MinLen(1)]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    class_names: tuple[str, ...]
     mean: _Row | _Image
     std: _Row
     lighting: Annotated[list[_Row], MinLen(1)] | None = None

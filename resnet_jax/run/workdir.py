@@ -6,11 +6,10 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pydantic
-from annotated_types import MinLen
 from pydantic import PositiveInt
 
 from resnet_jax.config import Config, difference, from_json, to_json
@@ -151,8 +150,8 @@ def read_source(path: Path) -> str | None:
 class _Described(pydantic.BaseModel):
     """inputs.json."""
 
-    image_shape: tuple[PositiveInt, PositiveInt, Literal[3]]
-    class_names: Annotated[tuple[str, ...], MinLen(1)]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    class_names: tuple[str, ...]
 
 
 def load_inputs(path: Path) -> Inputs:

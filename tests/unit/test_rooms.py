@@ -32,7 +32,7 @@ ROOMS = {
     "convert": f"{NETWORKS} data run inference steps",
     "paper": f"{NETWORKS} recipes data run inference steps evaluate resnet_jax",
     "cli": f"{NETWORKS} recipes data run inference steps evaluate training convert paper",
-    "resnet_jax": "models inference",  # the package itself: what users find at its top
+    "resnet_jax": "models inference convert",  # the package itself: what users find at its top
     "__main__": "cli",
 }
 PARSERS = {"argparse", "tyro"}  # of arguments
