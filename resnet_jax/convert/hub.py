@@ -185,12 +185,13 @@ def _from_hugging_face(name: str, repository: str, revision: str | None, offline
     hub = optional("huggingface_hub", extra="hub")
 
     def download(file: str) -> Path | None:
+        if offline:
+            kept = hub.try_to_load_from_cache(repository, file, revision=revision)
+            return Path(kept) if isinstance(kept, str) else None
         try:
-            return Path(hub.hf_hub_download(repository, file, revision=revision, local_files_only=offline))
-        except hub.errors.LocalEntryNotFoundError:
-            if not offline:
-                raise
-            return None
+            return Path(hub.hf_hub_download(repository, file, revision=revision))
+        except hub.errors.LocalEntryNotFoundError:  # which is an EntryNotFoundError, too: there is no network
+            raise
         except hub.errors.EntryNotFoundError:
             return None
 

@@ -11,6 +11,7 @@ from paths import ROOT, TESTS
 from resnet_jax.cli.commands import main
 from resnet_jax.config import Config
 from resnet_jax.convert.programs import export_program
+from resnet_jax.convert.weights_in import read_weights
 from resnet_jax.data import load_dataset
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import UserError
@@ -22,7 +23,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 # Modules that the extras alone install.
 MODULES = (
     "sklearn", "matplotlib", "tensorboardX", "tensorflow_datasets", "tensorflow", "pooch", "flatbuffers",
-    "torch", "jinja2", "markupsafe", "jax2onnx", "onnxruntime",
+    "torch", "jinja2", "markupsafe", "jax2onnx", "onnxruntime", "h5py", "huggingface_hub",
 )  # fmt: skip
 PROGRAM = f"""
 import sys
@@ -51,6 +52,11 @@ def export(form):
     return lambda folder: export_program(trained, form, folder / "file")
 
 
+def keras_file(folder):
+    (folder / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    return folder / "x.h5"
+
+
 @pytest.mark.parametrize(
     ("extra", "module", "package", "use"),
     [
@@ -66,6 +72,8 @@ def export(form):
         ("report", "jinja2", "jinja2", lambda folder: main(["report", str(folder)])),
         ("report", "matplotlib", "matplotlib", lambda folder: main(["report", str(folder)])),
         ("convert", "flatbuffers", "flatbuffers", export("stablehlo")),
+        ("hub", "huggingface_hub", "huggingface_hub", lambda folder: read_weights("timm:resnet18")),
+        ("convert", "h5py", "h5py", lambda folder: read_weights(keras_file(folder))),
         ("onnx", "onnxruntime", "onnxruntime", export("onnx")),
     ],
 )
@@ -80,5 +88,5 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, extra,
 
 def test_all_and_dev_hold_what_the_tests_need():
     (everything,) = (requirement for requirement in EXTRAS["all"])
-    assert everything == "resnet_jax[digits,plots,tfds,download,convert,report]"
+    assert everything == "resnet_jax[digits,plots,tfds,download,convert,hub,report]"
     assert "resnet_jax[all]" in EXTRAS["dev"]
