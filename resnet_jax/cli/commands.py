@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
@@ -96,10 +97,29 @@ def make_parser() -> ArgumentParser:
     command.add_argument("--step", type=int, metavar="N", help="checkpoint to export; default: the last")
     command.add_argument(
         "--names",
-        choices=("torch", "resnet_jax"),
+        choices=("torch", "hf", "resnet_jax"),
         default="torch",
-        help="names and layouts of the tensors in safetensors: PyTorch's (default) or ours, which load() takes",
+        help="names and layouts of the tensors in safetensors: PyTorch's (default); those of transformers, and then"
+        " --out is a folder for from_pretrained(); or ours, which load() takes",
     )
+    command.add_argument(
+        "--what",
+        choices=("logits", "pooled", "features"),
+        help="logits; the mean over all positions of the last feature map; or all feature maps. In safetensors what is"
+        " not logits is the network without its last layer; default: logits, of a backbone features",
+    )
+    command.add_argument(
+        "--image-size",
+        nargs="+",
+        metavar="N",
+        help="of StableHLO and ONNX, in pixels: height and width, one number for both, or any; default: as in training",
+    )
+    command.add_argument(
+        "--gradient",
+        action="store_true",
+        help="StableHLO that can be differentiated by its images, which then are float32 of pixels in 0..255",
+    )
+    command.add_argument("--fold-bn", action="store_true", help="take BN into the convolutions, as ONNX always has it")
     command.add_argument(
         "--metadata",
         nargs="+",
@@ -204,6 +224,7 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from resnet_jax.convert.programs import Options
     from resnet_jax.convert.weights_out import export
     from resnet_jax.parallel.backend import share_the_card
 
@@ -213,6 +234,9 @@ def _export(options: argparse.Namespace) -> int:
         raise UserError(f"--metadata takes NAME=TEXT; got {wrong[0]}")
     if pairs and options.format != "safetensors":
         raise UserError(f"--metadata goes with --format safetensors, not {options.format}")
+    chosen = Options(options.what, _image_size(options.image_size), options.gradient, options.fold_bn)
+    if options.format == "safetensors" and (chosen.image_size or chosen.gradient):
+        raise UserError("--image-size and --gradient go with --format stablehlo or onnx: safetensors hold weights")
     exported = export(
         options.workdir,
         options.format,
@@ -220,6 +244,7 @@ def _export(options: argparse.Namespace) -> int:
         names=options.names,
         step=options.step,
         metadata={name: text for name, _, text in pairs},
+        options=chosen,
     )
     print(
         f"exported {options.workdir} to {options.out}; read by {exported.compared_with}:"
@@ -228,6 +253,15 @@ def _export(options: argparse.Namespace) -> int:
     if exported.explanation:
         print(f"\n{exported.explanation}")
     return 0
+
+
+def _image_size(texts: Sequence[str] | None) -> tuple[int, int] | Literal["any"] | None:
+    if texts == ["any"] or texts is None:
+        return "any" if texts else None
+    numbers = [int(text) for text in texts if text.isascii() and text.isdigit()]
+    if len(numbers) != len(texts) or len(numbers) > 2:
+        raise UserError(f"--image-size takes N, HEIGHT WIDTH or any; got {' '.join(texts)}")
+    return numbers[0], numbers[-1]
 
 
 def _checkpoints(options: argparse.Namespace) -> int:

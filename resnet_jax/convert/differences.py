@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from resnet_jax.convert.names import layout_of
 from resnet_jax.models import VGG, Model
+from resnet_jax.run.network_file import Names
 
 
 class Difference(NamedTuple):
@@ -28,10 +29,14 @@ class Difference(NamedTuple):
     change: Callable[[Any], None]
 
 
-def differences(model: Model) -> list[Difference]:
+def differences(model: Model, names: Names = "torch", *, folded: bool = False) -> list[Difference]:
     """Return in what a network is not that of PyTorch whose names its tensors get; nothing if it is the same."""
-    if isinstance(model, VGG):
+    if isinstance(model, VGG) or names == "resnet_jax":
         return []
+    caffe_pool = model.stem == "imagenet" and model.pool_padding == "caffe"
+    without_padding = "a max pool without padding, as Caffe's"
+    if names == "hf":  # whose config.json says the rest
+        return [_difference(without_padding, set_pooler)] if caffe_pool else []
     found = []
     if model.shortcut == "none":
         found.append(_difference("no shortcuts", remove_shortcuts))
@@ -39,10 +44,12 @@ def differences(model: Model) -> list[Difference]:
         what = f"shortcuts of option {model.shortcut}"
         options = () if model.shortcut == "A" else (model.shortcut == "C",)
         found.append(_difference(what, project_shortcuts if options else pad_shortcuts, *options))
-    if model.stem == "imagenet" and model.pool_padding == "caffe":
-        found.append(_difference("a max pool without padding, as Caffe's", set_pool))
+    if caffe_pool:
+        found.append(_difference(without_padding, set_pool))
     if model.block == "bottleneck" and model.stride_on == "1x1":
         found.append(_difference("the stride of a bottleneck on its first 1x1 convolution", set_stride))
+    if folded:
+        found.append(_difference("no BN, which is in its convolutions", take_bn_out))
     return found
 
 
@@ -52,12 +59,13 @@ def _difference(what: str, function: Callable[..., None], *options: bool) -> Dif
     return Difference(what, lines, lambda net: function(net, *options))
 
 
-def explain(model: Model) -> str:
+def explain(model: Model, names: Names = "torch", *, folded: bool = False) -> str:
     """Say in what PyTorch's network of the same names is another one, and how to change it; nothing if it is not."""
-    found = differences(model)
+    found = differences(model, names, folded=folded)
     if not found:
         return ""
     theirs = "CIFAR ResNet" if layout_of(model) == "cifar" else "ResNet of torchvision or timm"
+    theirs = "ResNetForImageClassification of transformers" if names == "hf" else theirs
     return (
         f"PyTorch's {theirs} with the same names of tensors is another network: this one has"
         f" {' and '.join(difference.what for difference in found)}. These lines change such a network, net, before"
@@ -113,3 +121,21 @@ def set_pool(net):
 def set_stride(net):
     for stage in (net.layer2, net.layer3, net.layer4):
         stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+
+
+def take_bn_out(net):
+    import torch
+
+    for module in list(net.modules()):
+        layers = dict(module.named_children())
+        for name, layer in layers.items():
+            norm = "1" if name == "0" else name.replace("conv", "bn")
+            if isinstance(layer, torch.nn.Conv2d) and isinstance(layers.get(norm), torch.nn.BatchNorm2d):
+                layer.bias = torch.nn.Parameter(torch.zeros(layer.out_channels))
+                setattr(module, norm, torch.nn.Identity())
+
+
+def set_pooler(net):
+    import torch
+
+    net.resnet.embedder.pooler = torch.nn.MaxPool2d(3, 2, ceil_mode=True)

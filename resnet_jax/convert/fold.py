@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from resnet_jax.models import BatchNorm, Model
+from resnet_jax.models import BatchNorm
 from resnet_jax.models.precision import full_float32
 
 _EPSILON = BatchNorm.epsilon
@@ -43,8 +43,8 @@ def fold_bn(variables: dict[str, Any]) -> dict[str, Any]:
     return {"params": fold(variables["params"], variables.get("batch_stats", {}))}
 
 
-def apply_folded(model: Model, folded: dict[str, Any], images: jax.Array) -> Any:
-    """Return the logits of model.apply(variables, images, train=False), of fold_bn(variables), in full float32."""
+def apply_folded(apply: Callable[[Any, Any], Any], folded: dict[str, Any], images: jax.Array) -> Any:
+    """Return what apply(variables, images) does, a network's evaluation, of fold_bn(variables), in full float32."""
 
     def add_bias(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
@@ -52,4 +52,4 @@ def apply_folded(model: Model, folded: dict[str, Any], images: jax.Array) -> Any
         return call(*args, **kwargs)
 
     with full_float32(), nn.intercept_methods(add_bias):
-        return model.apply(folded, images, train=False)
+        return apply(folded, images)

@@ -157,6 +157,19 @@ def _complete(tensors: dict[str, Array], convention: Convention) -> dict[str, Ar
     return tensors
 
 
+def to_hugging_face(name: str) -> str:
+    """Return what transformers calls a tensor of torchvision's."""
+    module, _, leaf = name.rpartition(".")
+    if module == "fc":
+        return f"classifier.1.{leaf}"
+    *block, layer, number = re.split(r"\.|(?<=conv)|(?<=bn)", module)
+    kind = "normalization" if (layer, number) in {("bn", number), ("downsample", "1")} else "convolution"
+    if not block:
+        return f"resnet.embedder.embedder.{kind}.{leaf}"
+    place = "shortcut" if layer == "downsample" else f"layer.{int(number) - 1}"
+    return f"resnet.encoder.stages.{int(block[0][-1]) - 1}.layers.{block[1]}.{place}.{kind}.{leaf}"
+
+
 def network_of(tensors: Mapping[str, Array]) -> str | None:
     """Return which network tensors in torchvision's names make, such as "resnet50"; None if they do not say it.
 

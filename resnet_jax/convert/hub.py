@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -14,7 +15,9 @@ import pydantic
 
 from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.errors import UserError, did_you_mean, optional, printable, reason
-from resnet_jax.files import read_text
+from resnet_jax.files import atomic_write, read_text
+from resnet_jax.inference.load import Trained
+from resnet_jax.models import VGG
 from resnet_jax.models.blocks import StrideOn
 
 
@@ -205,3 +208,43 @@ def _from_hugging_face(name: str, repository: str, revision: str | None, offline
         where = "was not downloaded before: leave out --offline" if offline else f"has neither {' nor '.join(_WEIGHTS)}"
         raise UserError(f"{name} {where}")
     return found
+
+
+def write_hugging_faces(trained: Trained, folder: Path) -> None:
+    """Write config.json and preprocessor_config.json of transformers into a folder.
+
+    Raises:
+      UserError: transformers has no such network.
+    """
+    model, inputs = trained.model, trained.origin.inputs
+    mean, std = inputs.preprocessing
+    if isinstance(model, VGG) or model.stem != "imagenet" or model.shortcut != "B":
+        raise UserError("--names hf: the ResNets of transformers are those of ImageNet with shortcuts of option B")
+    if mean.ndim == 3:
+        raise UserError("--names hf: the mean of this network is an image, and transformers takes one of each channel")
+    labels = dict(enumerate(inputs.class_names))
+    config = {
+        "architectures": ["ResNetForImageClassification" if labels else "ResNetModel"],
+        "model_type": "resnet",
+        "num_channels": inputs.image_shape[2],
+        "embedding_size": model.filters[0],
+        "hidden_sizes": [filters * (4 if model.block == "bottleneck" else 1) for filters in model.filters],
+        "depths": model.blocks,
+        "layer_type": model.block,
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": model.stride_on == "1x1",
+        "id2label": labels,
+        "label2id": {name: number for number, name in labels.items()},
+    }
+    preprocessor = {
+        "image_processor_type": "ConvNextImageProcessor",  # which resizes and crops as evaluation does
+        "size": {"shortest_edge": inputs.image_shape[0]},
+        "crop_pct": 0.875,
+        "resample": 2,  # bilinear
+        "image_mean": [float(value) for value in mean],
+        "image_std": [float(value) for value in std],
+    }
+    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
+        with atomic_write(folder / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")

@@ -13,12 +13,13 @@ from torch import nn
 from resnet_jax.models import VGG, Model, ResNet
 
 
-def build(model: Model) -> nn.Module:
+def build(model: Model, channels: int = 3) -> nn.Module:
     """Return the network whose names the tensors of `model` get, as PyTorch has it: see differences.py.
 
-    It maps images float32 [N, 3, H, W], normalized, to logits [N, num_classes], and is in evaluation mode.
+    It maps images float32 [N, C, H, W], normalized, to logits [N, num_classes], or without a last layer to the mean
+    over all positions of the last feature map, and is in evaluation mode.
     """
-    return (_vgg(model) if isinstance(model, VGG) else _ResNet(model)).eval()
+    return (_vgg(model, channels) if isinstance(model, VGG) else _ResNet(model, channels)).eval()
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -82,10 +83,10 @@ class _HalfZeros(nn.Module):
 
 
 class _ResNet(nn.Module):
-    def __init__(self, model: ResNet):
+    def __init__(self, model: ResNet, channels: int):
         super().__init__()
         cifar, width = model.stem == "cifar", model.filters[0]
-        self.conv1, self.bn1 = _conv(3, width, *((3, 1) if cifar else (7, 2))), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = _conv(channels, width, *((3, 1) if cifar else (7, 2))), nn.BatchNorm2d(width)
         self.maxpool: nn.Module = nn.Identity() if cifar else nn.MaxPool2d(3, 2, 1)
         make = _Cifar if cifar else _Basic if model.block == "basic" else _Bottleneck
         for stage, (blocks, filters) in enumerate(zip(model.blocks, model.filters, strict=True), start=1):
@@ -93,24 +94,31 @@ class _ResNet(nn.Module):
             width = filters * make.expansion
             others = [make(width, filters, 1) for _ in range(blocks - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *others))
-        self.add_module("linear" if cifar else "fc", nn.Linear(width, model.num_classes))
+        if not model.backbone_only:
+            self.add_module("linear" if cifar else "fc", nn.Linear(width, model.num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
-        *_, head = self.children()
         for name, stage in self.named_children():
             x = stage(x) if name.startswith("layer") else x
-        return head(x.mean((2, 3)))
+        x = x.mean((2, 3))
+        for name, head in self.named_children():
+            x = head(x) if name in ("linear", "fc") else x
+        return x
 
 
-def _vgg(model: VGG) -> nn.Module:
+def _vgg(model: VGG, channels: int) -> nn.Module:
     layers: list[nn.Module] = []
-    width = 3
+    width = channels
     for convs, filters in zip(model.convs, (64, 128, 256, 512, 512), strict=True):
         for _ in range(convs):
             layers += [nn.Conv2d(width, filters, 3, padding=1), nn.ReLU()]
             width = filters
         layers.append(nn.MaxPool2d(2, 2))
+    if model.backbone_only:
+        return nn.Sequential(
+            OrderedDict(features=nn.Sequential(*layers), avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+        )
     fc6, fc7, fc8 = nn.Linear(7 * 7 * width, 4096), nn.Linear(4096, 4096), nn.Linear(4096, model.num_classes)
     classifier = nn.Sequential(fc6, nn.ReLU(), nn.Dropout(), fc7, nn.ReLU(), nn.Dropout(), fc8)
     parts = {"features": nn.Sequential(*layers), "avgpool": nn.AdaptiveAvgPool2d(7), "flatten": nn.Flatten()}

@@ -292,7 +292,8 @@ def read_exported(file: Path, description: Description) -> tuple[Config, dict[st
         return config, read_own(file, description), inputs
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, zero_channels="both"))
     layout = layout_of(build_model(config.model, 1))
-    return config, _to_variables(read_safetensors(file), config, inputs, layout, str(file)), inputs
+    tensors, _ = recognize(read_safetensors(file))
+    return config, _to_variables(tensors, config, inputs, layout, str(file)), inputs
 
 
 def _to_variables(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,6 +34,8 @@ class MaxPool(nn.Module):
         """Return ((top, bottom), (left, right)) for an input of that size."""
 
         def side(length: int) -> tuple[int, int]:
+            if self.ceil and jax.export.is_symbolic_dim(length):
+                return self.margin, self.margin + self.stride - 1  # of which a window may not need all
             rest = (length + 2 * self.margin - self.size) % self.stride
             return self.margin, self.margin + (self.stride - rest if self.ceil and rest else 0)
 

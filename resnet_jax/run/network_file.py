@@ -25,7 +25,7 @@ from resnet_jax.models import abstract_variables, build_model
 
 SUFFIX = ".safetensors"
 _KEY = "resnet_jax"
-Names = Literal["torch", "resnet_jax"]
+Names = Literal["torch", "hf", "resnet_jax"]
 _DTYPES: dict[str, Any] = {  # by the names of the format; ml_dtypes comes with JAX
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, "BOOL": "?", "C64": "<c8",
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -40,7 +40,7 @@ class Description(NamedTuple):
     """What the metadata of a file of ours say.
 
     Attributes:
-      names: of its tensors: "torch" or "resnet_jax" (such as stage2_block1/conv1/kernel).
+      names: of its tensors: "torch", "hf" (those of transformers) or "resnet_jax" (such as stage2_block1/conv1/kernel).
       config: of the run, without the folders of its computer.
       step: of the checkpoint.
       inputs: of the network.
@@ -105,7 +105,7 @@ def to_metadata(description: Description) -> dict[str, str]:
             **{name: _shortest(array) for name, array in arrays.items() if array is not None},
         },
     }
-    return {_KEY: json.dumps(described), **({"format": "pt"} if description.names == "torch" else {})}
+    return {_KEY: json.dumps(described), **({} if description.names == "resnet_jax" else {"format": "pt"})}
 
 
 def _shortest(array: np.ndarray) -> Any:

@@ -1,5 +1,7 @@
 """BN folded into convolutions: the same logits, for every kind of block."""
 
+from functools import partial
+
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -15,7 +17,7 @@ def test_the_logits_stay(network):
     names = {path[-1] for path in flatten_dict(folded)}
     assert names == {"kernel", "bias"}
     for images, expected in zip(network.images, network.logits, strict=True):
-        found = apply_folded(model, folded, normalize(images, *origin.inputs.preprocessing))
+        found = apply_folded(partial(model.apply, train=False), folded, normalize(images, *origin.inputs.preprocessing))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -24,7 +26,7 @@ def test_the_program_has_no_statistics_left(cifar_network):
     model, variables, _ = cifar_network.trained
     folded = fold_bn(variables)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    program = str(jax.make_jaxpr(lambda x: apply_folded(model, folded, x))(images))
+    program = str(jax.make_jaxpr(lambda x: apply_folded(partial(model.apply, train=False), folded, x))(images))
     assert "rsqrt" not in program
     assert program.count("conv_general_dilated[") == 7
 

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from paths import ROOT
+from slow_dense import random_variables
 
 from resnet_jax.config import Config
-from resnet_jax.convert.programs import export_program, write_verified
+from resnet_jax.convert.programs import Options, export_program, write_verified
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.inference.load import Origin, Trained
+from resnet_jax.models import create_model
 from resnet_jax.models.pool import AdaptiveAveragePool, MaxPool
 
 
@@ -91,6 +93,28 @@ def test_fully_connected_layers_behind_a_map(tmp_path, form):
     assert export_program(Trained(model, variables, origin), form, tmp_path / "network") <= 1e-5
 
 
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("pool_padding", ["caffe", "torch"])
+def test_onnx_of_any_size_and_of_feature_maps(tmp_path, form, pool_padding):
+    import onnxruntime
+
+    model = create_model("resnet18", num_classes=5, pool_padding=pool_padding).clone(filters=(4, 8, 16, 32))
+    variables = random_variables(model, (64, 64))
+    inputs = Inputs((64, 64, 3), tuple("abcde"), Preprocessing(np.float32([0.4, 0.5, 0.6]), np.float32([1, 1, 1])))
+    trained = Trained(model, variables, Origin(Config(), 0, inputs))
+    for what in ("logits", "pooled", "features"):
+        assert export_program(trained, form, tmp_path / what, Options(what, image_size="any")) <= 1e-5
+        session = onnxruntime.InferenceSession(str(tmp_path / what), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        assert names == (list(model.feature_strides) if what == "features" else [what])
+        images = np.random.default_rng(0).integers(0, 256, (2, 45, 96, 3)).astype(np.uint8)
+        found = session.run(names, {"images": images})
+        normalized = (images.astype(np.float32) / 255 - np.float32([0.4, 0.5, 0.6])).astype(np.float32)
+        expected = jax.jit(lambda x: model.apply(variables, x, train=False, method="features"))(normalized)
+        for name, array in zip(names, found, strict=True):
+            np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-4 * np.abs(expected[name]).max())
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_truncated_file_is_not_left(cifar_network, tmp_path, monkeypatch, form):
     write_bytes = Path.write_bytes
@@ -115,12 +139,12 @@ def test_other_logits_are_refused_and_the_old_file_stays(tmp_path, spoil):
 
     path = tmp_path / "network"
     path.write_bytes(b"old")
-    with pytest.raises(CommandError, match=r"network was not written: its logits differ by (0.001|inf)"):
+    with pytest.raises(CommandError, match=r"network was not written: its results differ by (0.001|inf)"):
         write_verified(
-            b"new", path, [lambda _: classify, lambda _: lambda images: spoil(classify(images))], classify, (4, 4, 3)
+            b"new", path, [lambda _: classify, lambda _: lambda images: spoil(classify(images))], classify, [(4, 4, 3)]
         )
     assert path.read_bytes() == b"old"
-    assert write_verified(b"new", path, [lambda _: classify], classify, (4, 4, 3)) == 0
+    assert write_verified(b"new", path, [lambda _: classify], classify, [(4, 4, 3)]) == 0
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -74,6 +74,10 @@ def test_safetensors_out_is_what_came_in(resnet8, tmp_path, capsys):
         difference = float(capsys.readouterr().out.rpartition("largest difference ")[2])
         assert difference <= (1e-5 if names == "torch" else 0)
     before, after = read_tensors(path).arrays, safetensors.numpy.load_file(tmp_path / "torch.safetensors")
+    counters = {name.replace("running_mean", "num_batches_tracked") for name in before if "running_mean" in name}
+    assert {(str(after[name].dtype), after[name].shape, int(after.pop(name))) for name in counters} == {
+        ("int64", (), 0)
+    }
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
@@ -130,7 +134,6 @@ def test_pytorch_loads_an_export_strictly(resnet8, tmp_path):
     tensors = {k: torch.from_numpy(v) for k, v in safetensors.numpy.load_file(tmp_path / "out.safetensors").items()}
     convolution = torch.nn.Conv2d(3, 16, 3, padding=1, bias=False)
     stem = torch.nn.Sequential(OrderedDict(conv1=convolution, bn1=torch.nn.BatchNorm2d(16)))
-    # Strict, though the counters num_batches_tracked are not in the file.
     stem.load_state_dict({k: v for k, v in tensors.items() if k.startswith(("conv1.", "bn1."))}, strict=True)
     images = np.random.RandomState(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     with torch.no_grad():
