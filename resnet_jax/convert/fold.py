@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from resnet_jax.models import BatchNorm
-from resnet_jax.models.precision import full_float32
 
 _EPSILON = BatchNorm.epsilon
 
@@ -44,12 +43,12 @@ def fold_bn(variables: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_folded(apply: Callable[[Any, Any], Any], folded: dict[str, Any], images: jax.Array) -> Any:
-    """Return what apply(variables, images) does, a network's evaluation, of fold_bn(variables), in full float32."""
+    """Return what apply(variables, images) does, a network's evaluation, of fold_bn(variables)."""
 
     def add_bias(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
             return args[0] + context.module.get_variable("params", "bias")
         return call(*args, **kwargs)
 
-    with full_float32(), nn.intercept_methods(add_bias):
+    with nn.intercept_methods(add_bias):
         return apply(folded, images)

@@ -152,20 +152,22 @@ def function_of(trained: Trained, what: What) -> tuple[Callable[[Any, Any], Any]
 
     def apply(weights: Any, images: jax.Array) -> Any:
         variables, preprocessing = weights
-        with full_float32():
-            return apply_model(variables, normalize(images, *preprocessing))
+        return apply_model(variables, normalize(images, *preprocessing))
 
     return apply, jax.device_get((trained.variables, tuple(trained.origin.inputs.preprocessing)))
 
 
 def _apply(model: Model, what: What) -> Callable[[Any, Any], Any]:
-    """Return the function of a network of variables and normalized images."""
+    """Return the function of a network of variables and normalized images, in full float32."""
     model = model.clone(dtype=jnp.float32)
     model = model if what == "logits" else model.clone(backbone_only=True)
 
     def apply(variables: Any, images: jax.Array) -> Any:
-        outputs: Any = model.apply(variables, images, train=False)
-        return GlobalAveragePool().apply({}, outputs[list(model.feature_strides)[-1]]) if what == "pooled" else outputs
+        with full_float32():
+            outputs: Any = model.apply(variables, images, train=False)
+            if what != "pooled":
+                return outputs
+            return GlobalAveragePool().apply({}, outputs[list(model.feature_strides)[-1]])
 
     return apply
 

@@ -184,6 +184,6 @@ def test_nothing_else_applies_a_network():
         "models/fully_convolutional.py": 1,  # a part of probabilities()
     }
     assert {name for name, lines in found.items() if any(inside for _, inside in lines)} == {
-        "steps.py", "inference/predict.py", "convert/programs.py", "convert/fold.py",
+        "steps.py", "inference/predict.py", "convert/programs.py",
         "paper/analysis/responses.py", "models/recalibrate.py",
     }  # fmt: skip
