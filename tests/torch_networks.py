@@ -48,5 +48,5 @@ def cifar_resnet(depth: int) -> Any:
 def import_torchvision(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import torchvision, or skip; its networks work without its compiled operators, which need CUDA."""
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.library, "register_fake", lambda name: lambda function: function)
+    monkeypatch.setattr(torch.library, "register_fake", lambda name, *function: lambda function: function)
     return pytest.importorskip("torchvision", reason="beside torchvision's own networks", exc_type=ImportError)
