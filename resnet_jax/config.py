@@ -79,6 +79,9 @@ class DataConfig:
     training ("streamed"); others are kept on the devices."""
     dir: FreeOnResume[Text] = "data"
     """Folder of the data set, as it is or packed; CIFAR is downloaded into it where it holds none."""
+    in_memory: bool | None = None
+    """Of "folder": read all images at the start and keep them on the devices, as CIFAR-10; None: where they have one
+    size of at most 64x64 pixels and are at most 2 GiB. It decides which options apply."""
     batch_size: PositiveInt = 128
     """Images in a training step, over all devices."""
     eval_batch_size: FreeOnResume[PositiveInt] = 500
@@ -312,9 +315,12 @@ def check_applies(config: Config, *, streamed: bool) -> None:
     for name in _marked(_RESIDENT if streamed else _STREAMED):
         if get_field(config, name) != get_field(usual, name):
             meant, are = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
+            stream = (
+                ", or stream them with --data.in-memory False" if config.data.name == "folder" and not streamed else ""
+            )
             raise UserError(
                 f"{option(name)} is for {meant}; those of {config.data.name} are {are}: leave it at"
-                f" {get_field(usual, name)}"
+                f" {get_field(usual, name)}{stream}"
             )
 
 

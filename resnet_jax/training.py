@@ -19,7 +19,7 @@ from resnet_jax.config import Config, HostsConfig, RunConfig
 from resnet_jax.data.inputs import balanced_weights, check_classes, describe_inputs, load_data
 from resnet_jax.data.resident import ResidentData
 from resnet_jax.data.streamed import StreamedData
-from resnet_jax.data.types import AnyDataset, Dataset, Inputs, StreamedDataset, TrainingData
+from resnet_jax.data.types import AnyDataset, Dataset, Inputs, TrainingData
 from resnet_jax.errors import (
     BrokenDataError,
     CommandError,
@@ -297,7 +297,7 @@ def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Tra
       UserError: see train().
     """
     dataset = load_data(config)
-    untested = dataset.untested if isinstance(dataset, StreamedDataset) else ()
+    untested = dataset.untested
     if resumes:
         inputs = load_inputs(workdir)
         check_classes(inputs, dataset)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from resnet_jax.config import Config, check_applies
+from resnet_jax.data.small_images import into_memory
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.splits import split_validation
 from resnet_jax.data.tools.statistics import find_statistics
@@ -32,6 +33,8 @@ def load_data(config: Config) -> AnyDataset:
     """
     data = config.data
     dataset = load_dataset(data.name, data.dir, upright=data.upright)
+    if data.name == "folder" and isinstance(dataset, StreamedDataset):
+        dataset = into_memory(dataset, data.in_memory)
     if data.validation_size:
         dataset = split_validation(dataset, data.validation_size, data.split_seed)
     if data.batch_size > len(dataset.train):

@@ -27,13 +27,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A classification data set in memory; `validation` is None unless it was split off `train`."""
+    """A classification data set in memory; `validation` is None unless it was split off `train`.
+
+    `untested` are classes without images to test on.
+    """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
     validation: Split | None = None
+    untested: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
