@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -186,6 +187,7 @@ def _from_address(address: str, offline: bool) -> Path:
 def _from_hugging_face(name: str, repository: str, revision: str | None, offline: bool) -> Path:
     """Download weights and the JSON beside them from Hugging Face's hub (HF_ENDPOINT) into its cache (HF_HOME)."""
     hub = optional("huggingface_hub", extra="hub")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it says while it tries again
 
     def download(file: str) -> Path | None:
         if offline:

@@ -205,10 +205,20 @@ def _to_array(value: Any) -> np.ndarray:
 def _infer_name(found: _Found) -> ModelName:
     if name := network_of(found.tensors):
         return parse_name(name)
+    _check_stem(found, "conv1.weight")
     raise UserError(
         f"--model is needed, such as resnet20: nothing in {found.called} says which network it is; the plain networks"
         f" have the tensors of those with shortcuts of option A (it has {some_names(found.tensors)})"
     )
+
+
+def _check_stem(found: _Found, stem: str) -> None:
+    if stem not in found.tensors:
+        several = any(name.endswith(f".{stem}") for name in found.tensors)
+        hint = "; --prefix takes one of several networks" if several else ""
+        raise UserError(
+            f"{found.called} has no tensor {stem}, the first layer; it has {some_names(found.tensors)}{hint}"
+        )
 
 
 def _layout_of(name: ModelName, tensors: Mapping[str, np.ndarray]) -> Layout:
@@ -219,8 +229,7 @@ def _layout_of(name: ModelName, tensors: Mapping[str, np.ndarray]) -> Layout:
 
 def _to_rgb(found: _Found, stem: str, channels: Channels) -> dict[str, np.ndarray]:
     """Check the first convolution, and turn the channels that it takes."""
-    if stem not in found.tensors:
-        raise UserError(f"{found.called} has no tensor {stem}, the first layer; it has {some_names(found.tensors)}")
+    _check_stem(found, stem)
     kernel = found.tensors[stem]
     if kernel.ndim != 4 or 0 in kernel.shape:
         raise UserError(f"{found.called}: {stem}, the first layer, has shape {kernel.shape}, not (out, in, h, w)")

@@ -254,7 +254,10 @@ def test_one_of_several_networks_is_chosen_by_its_prefix(tmp_path):
     safetensors.numpy.save_file(both, file)
     found = read_weights(file, "resnet8", prefix="module.encoder_q.")[1]
     jax.tree.map(np.testing.assert_array_equal, found, variables)
-    assert "has no tensor conv1.weight, the first layer; it has encoder_" in refused(file)
+    for model in ("resnet8", None):
+        message = refused(file, model)
+        assert "has no tensor conv1.weight, the first layer; it has encoder_" in message
+        assert message.endswith("; --prefix takes one of several networks")
     assert "--prefix encoder: no tensor of" in refused(file, prefix="encoder")
 
 
