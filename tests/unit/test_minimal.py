@@ -61,8 +61,8 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def assert_close(ours, theirs):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+def assert_close(ours, theirs, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), ours, theirs)
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -83,7 +83,9 @@ def test_first_steps_and_test_error_are_those_of_train(minimal, splits):
     steps = list(minimal.train(*train, mean, depth=8, steps=STEPS, batch_size=16, group_size=8))
     ours = steps[-1][0]
     assert_close([loss for _, loss in steps], list(report.history.metrics.loss[:STEPS] / 16))
-    assert_close((ours.params, ours.batch_stats), (state.params, state.batch_stats))
+    # A step moves a parameter by about 0.01; where rounding has turned the sign of what is rectified, which depends on
+    # the processor, a summand of it comes or goes.
+    assert_close((ours.params, ours.batch_stats), (state.params, state.batch_stats), atol=3e-4)
     error = minimal.evaluate(ours, *test, mean, depth=8, batch_size=8)  # of 21 images, the last 3 with padding
     assert error == pytest.approx(trainer.evaluate(state, "test").top1_error)
 
