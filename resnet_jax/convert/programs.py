@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -228,7 +229,25 @@ def _to_onnx(function: Function, images: jax.ShapeDtypeStruct, names: list[str])
         graph = converter.to_onnx(in_order, inputs=[images], input_names=["images"], output_names=names)
     if jax.export.is_symbolic_dim(images.shape[1]):
         del graph.graph.value_info[:]  # whose sizes have names that do not hold for every map
-    return graph.SerializeToString()
+    return bytes(_simplified(graph.SerializeToString()))
+
+
+def _simplified(content: bytes) -> Any:
+    """Let ONNX Runtime make the program what it makes of it anyway: biases go into convolutions, where quantization
+    looks for them, and layouts change less often. The operators stay those of ONNX.
+    """
+    runtime = optional("onnxruntime", extra="onnx")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "network.onnx"))
+        runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        program = optional("onnx", extra="onnx").load(options.optimized_model_filepath)
+    used = {node.domain for node in program.graph.node}
+    imports = [each for each in program.opset_import if each.domain in used]
+    del program.opset_import[:]
+    program.opset_import.extend(imports)  # without all that ONNX Runtime could have used
+    return program.SerializeToString()
 
 
 def _count_by_adding(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -94,6 +94,24 @@ def test_fully_connected_layers_behind_a_map(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS[1:])
+def test_biases_are_in_the_convolutions_of_onnx(tmp_path, form):
+    """Where quantization looks for them: without, ResNet-20 in int8 has 10.1 % of errors instead of 8.1."""
+    import onnx
+
+    model = create_model("resnet8", num_classes=5)
+    inputs = Inputs((32, 32, 3), tuple("abcde"), Preprocessing(np.float32([0.4, 0.5, 0.6]), np.float32([1, 1, 1])))
+    trained = Trained(model, random_variables(model, (32, 32)), Origin(Config(), 0, inputs))
+    export_program(trained, form, tmp_path / "network")
+    program = onnx.load(tmp_path / "network")
+    onnx.checker.check_model(program)
+    assert [each.domain for each in program.opset_import] == [""]
+    kinds = [node.op_type for node in program.graph.node]
+    assert kinds.count("Conv") == 7
+    assert kinds.count("Add") == 3 + sum(len(node.input) < 3 for node in program.graph.node if node.op_type == "Conv")
+    assert sum(len(node.input) == 3 for node in program.graph.node if node.op_type == "Conv") >= 6
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
 @pytest.mark.parametrize("pool_padding", ["caffe", "torch"])
 def test_onnx_of_any_size_and_of_feature_maps(tmp_path, form, pool_padding):
     import onnxruntime
