@@ -43,6 +43,7 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
             ["-m", "benchmarks.gpu"],
             ["-m", "benchmarks.input_pipeline"],
             ["-m", "benchmarks.learning"],
+            ["-m", "benchmarks.exports"],
             ["-m", "pytest"],
             ["-m", "reliability.crash"],
             ["-m", "reliability.fuzz"],
