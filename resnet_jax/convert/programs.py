@@ -127,6 +127,8 @@ def _sizes(trained: Trained, form: Form, what: What, options: Options) -> list[t
         return [size]
     stride = max(model.feature_strides.values())
     if isinstance(model, ResNet) and model.shortcut == "A":
+        if form == "onnx" and model.stem == "imagenet":
+            raise UserError("--image-size any: ONNX has no ImageNet network with option A so; name a size")
         return [(2 * stride, 3 * stride), (4 * stride, 2 * stride)]
     return [(height, width), (2 * stride + 1, 3 * stride - 1)]
 

@@ -130,6 +130,9 @@ def test_what_does_not_go_together(resnet18, tmp_path, options, message):
 
 
 def test_networks_that_take_one_size(tmp_path):
+    make_workdir(tmp_path / "A", shortcut="A")
+    with pytest.raises(UserError, match="--image-size any: ONNX has no ImageNet network with option A so; name a size"):
+        export_program(resnet_jax.load(tmp_path / "A"), "onnx", tmp_path / "x", Options(image_size="any"))
     mean = np.random.default_rng(0).uniform(0.4, 0.6, (32, 32, 3)).astype(np.float32)
     make_workdir(tmp_path / "run", family="cifar", depth=8, shortcut="A", side=32, mean=mean)
     with pytest.raises(UserError, match="--image-size: the mean of this network is an image of 32x32 pixels"):
