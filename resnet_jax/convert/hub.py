@@ -16,7 +16,7 @@ import pydantic
 
 from resnet_jax.data.sources.shards import sha256_of
 from resnet_jax.errors import UserError, did_you_mean, optional, printable, reason
-from resnet_jax.files import atomic_write, read_text
+from resnet_jax.files import read_text
 from resnet_jax.inference.load import Trained
 from resnet_jax.models import VGG
 from resnet_jax.models.blocks import StrideOn
@@ -212,8 +212,8 @@ def _from_hugging_face(name: str, repository: str, revision: str | None, offline
     return found
 
 
-def write_hugging_faces(trained: Trained, folder: Path) -> None:
-    """Write config.json and preprocessor_config.json of transformers into a folder.
+def describe_for_transformers(trained: Trained) -> dict[str, str]:
+    """Return the content of config.json and preprocessor_config.json of transformers.
 
     Raises:
       UserError: transformers has no such network.
@@ -247,6 +247,5 @@ def write_hugging_faces(trained: Trained, folder: Path) -> None:
         "image_mean": [float(value) for value in mean],
         "image_std": [float(value) for value in std],
     }
-    for name, content in (("config.json", config), ("preprocessor_config.json", preprocessor)):
-        with atomic_write(folder / name) as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n")
+    files = {"config.json": config, "preprocessor_config.json": preprocessor}
+    return {name: json.dumps(content, indent=2) + "\n" for name, content in files.items()}

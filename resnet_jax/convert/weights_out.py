@@ -16,7 +16,7 @@ import numpy as np
 from resnet_jax.convert.differences import differences, explain
 from resnet_jax.convert.fold import fold_bn
 from resnet_jax.convert.foreign_names import to_hugging_face
-from resnet_jax.convert.hub import write_hugging_faces
+from resnet_jax.convert.hub import describe_for_transformers
 from resnet_jax.convert.names import COUNTER, layout_of, tensors_from_variables
 from resnet_jax.convert.programs import (
     USUAL,
@@ -31,6 +31,7 @@ from resnet_jax.convert.programs import (
 from resnet_jax.convert.weights_in import read_exported
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import UserError, reason
+from resnet_jax.files import atomic_write
 from resnet_jax.inference.load import Origin, Trained, load
 from resnet_jax.models import VGG, abstract_variables, build_model, stack_blocks
 from resnet_jax.run.network_file import Description, Names, own_names, read_description, to_bytes
@@ -88,10 +89,14 @@ def export(
     more = {**trained.origin.metadata, **_recorded(Path(source), trained.origin.step), **(metadata or {})}
     if (options.what or usual_what(trained)) != "logits":
         trained = _without_head(trained)
-    if names == "hf":
-        write_hugging_faces(trained, out)
-        out = out / "model.safetensors"
-    return _export_safetensors(trained, out, names, more, folded=options.fold_bn)
+    if names != "hf":
+        return _export_safetensors(trained, out, names, more, folded=options.fold_bn)
+    beside = describe_for_transformers(trained)
+    exported = _export_safetensors(trained, out / "model.safetensors", names, more, folded=options.fold_bn)
+    for name, content in beside.items():
+        with atomic_write(out / name) as file:
+            file.write_text(content)
+    return exported
 
 
 def _without_head(trained: Trained) -> Trained:
