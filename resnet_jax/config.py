@@ -26,10 +26,11 @@ Seed = Annotated[int, Ge(0), Lt(2**32)]
 Precision = Literal["default", "high", "highest"]
 Text = Annotated[str, pydantic.StringConstraints(pattern=r"^[^\x00]*$")]  # UTF-8, as that of config.json
 
-_FREE, _RESIDENT, _STREAMED = "free on resume", "resident", "streamed"
+_FREE, _RESIDENT, _STREAMED, _DETECTION = "free on resume", "resident", "streamed", "detection"
 FreeOnResume = Annotated[T, _FREE]  # may differ when a run is resumed: it does not change the parameters at a step
 ForResident = Annotated[T, _RESIDENT]  # only for images that are kept on the devices
 ForStreamed = Annotated[T, _STREAMED]  # only for images that are read in training
+ForDetection = Annotated[T, _DETECTION]  # only for images with boxes
 
 _CHECKS = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, revalidate_instances="always")
 
@@ -42,6 +43,8 @@ class ModelConfig:
     """cifar: the networks of Sec. 4.2; imagenet: those of Table 1; vgg: VGG-16 and VGG-19."""
     depth: int = 20
     """Weighted layers. cifar: 6n+2, as in 20, 32, 44, 56, 110, 1202; imagenet: 18, 34, 50, 101, 152; vgg: 16, 19."""
+    width: PositiveFloat = 1.0
+    """Times the filters of every layer of a cifar or imagenet network."""
     shortcut: Literal["none", "A", "B", "C"] = "A"
     """none: plain net. A: identity, zero channels where dimensions grow. B: projection there. C: projections
     in every block."""
@@ -76,7 +79,7 @@ class DataConfig:
     name: Text = "cifar10"
     """digits, cifar10, cifar100 (cifar100-coarse: its 20 superclasses), imagenet, folder (any other images in a folder
     for each class), or tfds:NAME for a set of TensorFlow Datasets. Images of many sizes are read from the disk in
-    training ("streamed"); others are kept on the devices."""
+    training ("streamed"); others are kept on the devices. voc, and tfds:voc/YEAR: images with boxes, for detection."""
     dir: FreeOnResume[Text] = "data"
     """Folder of the data set, as it is or packed; CIFAR is downloaded into it where it holds none."""
     in_memory: bool | None = None
@@ -112,6 +115,11 @@ class DataConfig:
     workers: ForStreamed[FreeOnResume[NonNegativeInt | None]] = None
     """Processes that decode streamed images, on each host; None: one a core; 0: threads of this process. It does not
     change any result."""
+    train_sets: ForDetection[tuple[str, ...]] = ("2007_trainval",)
+    """Sets of VOC to train on, joined: YEAR_SET is VOCYEAR/ImageSets/Main/SET.txt, SET alone that of --data.dir itself;
+    of TFDS its splits."""
+    test_sets: ForDetection[tuple[str, ...]] = ("2007_test",)
+    """Sets of VOC to test on."""
     max_broken: ForStreamed[FreeOnResume[NonNegativeFloat]] = 0.1
     """Unreadable training images, in % of all, that are skipped; more stop the run."""
 
@@ -167,6 +175,63 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DetectionConfig:
+    """Faster R-CNN, for images with boxes (the paper's appendix A; Ren et al. 2015)."""
+
+    __pydantic_config__ = _CHECKS
+
+    shorter_side: PositiveInt = 600
+    """Images are resized to this shorter side, in pixels, or as far as the longer one allows."""
+    longer_side: PositiveInt = 1000
+    """Longest side, in pixels."""
+    anchor_scales: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (8.0, 16.0, 32.0)
+    """Sides of the square anchors, in units of 16 pixels."""
+    anchor_ratios: Annotated[tuple[PositiveFloat, ...], MinLen(1)] = (0.5, 1.0, 2.0)
+    """Heights of the anchors to their widths."""
+    rpn_filters: PositiveInt = 512
+    """Filters of the 3x3 convolution of the RPN."""
+    rpn_samples: PositiveInt = 256
+    """Anchors of an image that the RPN is trained on, half of them positive at most."""
+    rpn_positive: Share = 0.7
+    """IoU with an object from which an anchor is positive."""
+    rpn_negative: Share = 0.3
+    """IoU with all objects below which an anchor is negative."""
+    rpn_nms: Share = 0.7
+    """IoU above which proposals suppress each other."""
+    train_proposals: tuple[PositiveInt, PositiveInt] = (12_000, 2_000)
+    """Proposals of an image before and after suppression, in training."""
+    test_proposals: FreeOnResume[tuple[PositiveInt, PositiveInt]] = (6_000, 300)
+    """The same in testing."""
+    min_size: NonNegativeFloat = 16.0
+    """Shortest side of a proposal, in pixels of the image before it is resized."""
+    pooled_size: PositiveInt | None = None
+    """Bins to a side of RoI pooling; None: 14 before conv5_x of a ResNet, 7 before fc6 of VGG."""
+    regions: PositiveInt = 128
+    """Regions of an image that the second network is trained on."""
+    foreground: Share = 0.25
+    """Largest share of regions with an IoU of at least 0.5 with an object."""
+    background_iou: tuple[Share, Share] = (0.1, 0.5)
+    """IoU of the regions that are trained to be background."""
+    target_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.1, 0.2, 0.2)
+    """What the coordinates that the second network regresses are divided by."""
+    schedule: Literal["joint", "alternating"] = "joint"
+    """joint: both networks in each step; alternating: the paper's four stages, RPN, regions, and both again with the
+    shared layers fixed."""
+    rpn_steps: tuple[NonNegativeInt, NonNegativeInt] = (60_000, 20_000)
+    """Steps of each stage of the RPN, at the rate and at a tenth of it (schedule "alternating")."""
+    region_steps: tuple[NonNegativeInt, NonNegativeInt] = (30_000, 10_000)
+    """Likewise of the stages of regions."""
+    nms: FreeOnResume[Share] = 0.3
+    """IoU above which boxes of a class suppress each other."""
+    threshold: FreeOnResume[Share] = 0.05
+    """Lowest score of a box that is found."""
+    most: FreeOnResume[PositiveInt] = 100
+    """Boxes found in an image at most."""
+    metric: FreeOnResume[Literal["voc07", "voc12"]] = "voc07"
+    """Average precision: voc07: the mean at 11 recalls (VOC 2007); voc12: the area under the curve (2010 on)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     __pydantic_config__ = _CHECKS
 
@@ -219,6 +284,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    detection: DetectionConfig = DetectionConfig()
     run: RunConfig = RunConfig()
     hosts: HostsConfig = HostsConfig()
 
@@ -226,6 +292,12 @@ class Config:
     def bn_group_size(self) -> int | None:
         """Images that share BN statistics in training; None where there are no such groups."""
         return None if self.model.family == "vgg" or self.model.frozen_bn else self.model.bn_group_size
+
+
+    @property
+    def detects(self) -> bool:
+        """Whether it is about boxes, not about the classes of whole images."""
+        return self.data.name == "voc" or self.data.name.startswith("tfds:voc")
 
 
 _CONFIG: pydantic.TypeAdapter[Config] = pydantic.TypeAdapter(Config)
@@ -242,6 +314,7 @@ def check_config(config: Config) -> None:
     except pydantic.ValidationError as error:
         raise UserError(_first_mistake(error)) from error
     _check_batch(config)
+    _check_detection(config)
     smallest, largest = config.data.shorter_side
     if not config.data.image_size <= smallest <= largest:
         raise UserError(
@@ -286,6 +359,28 @@ def _check_batch(config: Config) -> None:
         )
 
 
+def _check_detection(config: Config) -> None:
+    detection = config.detection
+    if detection.shorter_side > detection.longer_side:
+        raise UserError(
+            f"--detection.shorter-side {detection.shorter_side} is above --detection.longer-side"
+            f" {detection.longer_side}"
+        )
+    if detection.background_iou[0] >= detection.background_iou[1]:
+        raise UserError(f"--detection.background-iou must increase; got {detection.background_iou}")
+    if detection.train_proposals[1] < detection.regions:
+        raise UserError(
+            f"--detection.regions {detection.regions} are drawn from --detection.train-proposals, which are"
+            f" {detection.train_proposals[1]} at most"
+        )
+    if config.detects and detection.schedule == "alternating":
+        steps = 2 * (sum(detection.rpn_steps) + sum(detection.region_steps))
+        if config.run.steps != steps:
+            raise UserError(
+                f"the four stages of --detection.schedule alternating have {steps} steps: give --run.steps {steps}"
+            )
+
+
 def _check_hosts(hosts: HostsConfig) -> None:
     given = [hosts.coordinator, hosts.processes, hosts.process_id]
     if hosts.coordinator is None or hosts.processes is None or hosts.process_id is None:
@@ -301,6 +396,16 @@ def _check_hosts(hosts: HostsConfig) -> None:
         )
 
 
+# What has no effect on images with boxes, beside what is for images of a fixed size.
+_NOT_FOR_DETECTION = (
+    "model.scan_blocks",
+    "data.in_memory",
+    "data.validation_size",
+    "optim.label_smoothing",
+    "optim.class_weights",
+)
+
+
 def check_applies(config: Config, *, streamed: bool) -> None:
     """Refuse options that have no effect on the images of the data set.
 
@@ -312,9 +417,19 @@ def check_applies(config: Config, *, streamed: bool) -> None:
       UserError: an option for other images is not at its default.
     """
     usual = Config()
-    for name in _marked(_RESIDENT if streamed else _STREAMED):
+    if config.detects:
+        have_effect = ("data.workers", "data.max_broken")
+        names = [name for name in (*_marked(_RESIDENT), *_marked(_STREAMED)) if name not in have_effect]
+        names += _NOT_FOR_DETECTION
+        meant, are = "images without boxes", "with boxes"
+    else:
+        names = [*_marked(_RESIDENT if streamed else _STREAMED), *_marked(_DETECTION)]
+        names += [name for name in field_names() if name.startswith("detection.")]
+        meant, are = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
+    for name in names:
         if get_field(config, name) != get_field(usual, name):
-            meant, are = ("images that are kept on the devices", "streamed") if streamed else ("streamed images", "not")
+            if name in _marked(_DETECTION) or name.startswith("detection."):
+                meant, are = "images with boxes", "without"
             stream = (
                 ", or stream them with --data.in-memory False" if config.data.name == "folder" and not streamed else ""
             )
@@ -381,6 +496,8 @@ def _bound_on_resume(config: Config) -> dict[str, str]:
         bound["optim.accumulation_steps"] = "BN without groups"
     if config.model.family == "vgg":  # each part draws its own numbers
         bound["optim.accumulation_steps"] = "dropout"
+    if config.detects:
+        bound["optim.accumulation_steps"] = "the sampling of boxes"
     return bound
 
 

@@ -22,7 +22,7 @@ from resnet_jax.run.network_file import SUFFIX, Description, read_description, r
 from resnet_jax.run.saved import intact_step
 from resnet_jax.run.workdir import load_config, load_inputs
 
-_STRUCTURE = ("family", "depth", "shortcut", "zero_channels", "stride_on", "pool_padding")
+_STRUCTURE = ("family", "depth", "width", "shortcut", "zero_channels", "stride_on", "pool_padding")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,9 +97,14 @@ def build_model(config: ModelConfig, num_classes: int) -> Model:
     options = {name: value for name, value in dataclasses.asdict(config).items() if name in attributes}
     options |= {"dtype": jnp.dtype(config.dtype), "num_classes": num_classes, "backbone_only": num_classes == 0}
     try:
-        return family.build(config.depth, **options)
+        model = family.build(config.depth, **options)
     except ValueError as error:
         raise UserError(f"--model.depth: {error}") from error
+    if config.width == 1:
+        return model
+    if not isinstance(model, ResNet):
+        raise UserError(f"--model.width is for the families cifar and imagenet; got {config.width:g}")
+    return model.clone(filters=tuple(max(1, round(config.width * filters)) for filters in model.filters))
 
 
 def abstract_variables(model: Model, image_shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ class ResNet(nn.Module):
       frozen: of `parts`, those that training leaves as they are, BN and its statistics too.
       init_fan: fan of the He initialization.
       backbone_only: leave out pooling and classification; calling the model then returns what features() does.
+      begin, end: the first stage and the last one, counted from 1; what begins later takes the map [N, H, W, C] of the
+        stage before, without the stem. `end` needs backbone_only. Variables have the names of the whole network.
       scan_blocks: make one loop of the equal blocks of a stage, all but the first, so that compilation does not
         take longer for a deeper network. Their variables are stacked under "stage1_blocks" and so on;
         stack_blocks() and unstack_blocks() convert them.
@@ -71,6 +73,8 @@ class ResNet(nn.Module):
     frozen: tuple[str, ...] = ()
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
+    begin: int = 1
+    end: int | None = None
     scan_blocks: bool = False
     remat: bool = False
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
@@ -88,8 +92,17 @@ class ResNet(nn.Module):
         if self.output_stride not in (None, *stages):
             raise ValueError(f"output_stride must be one of {', '.join(map(str, stages))}; got {self.output_stride}")
         most = self.output_stride or stages[-1]
-        strides = {"stem" if self.stem == "cifar" else "conv1": stem}
-        return strides | {self._stage_name(i): min(stride, most) for i, stride in enumerate(stages)}
+        strides = {"stem" if self.stem == "cifar" else "conv1": stem} if self.begin == 1 else {}
+        there = list(enumerate(stages))[self.begin - 1 : self.end]
+        return strides | {self._stage_name(i): min(stride, most) for i, stride in there}
+
+    def cut(self) -> tuple[ResNet, ResNet]:
+        """Return all up to conv4_x, which images go through once, and conv5_x, through which regions of them go.
+
+        For the networks of Table 1 (the paper's appendix A). Variables of the whole fit both by their names.
+        """
+        whole = self.clone(backbone_only=True)
+        return whole.clone(end=3), whole.clone(begin=4)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -145,17 +158,20 @@ class ResNet(nn.Module):
 
         make_block = BasicBlock if self.block == "basic" else partial(BottleneckBlock, stride_on=self.stride_on)
         names = iter(self.feature_strides)
-        stage_strides = list(self.feature_strides.values())[1:]
+        stage_strides = list(self.clone(begin=1, end=None).feature_strides.values())[1:]
+        stages = list(enumerate(zip(self.blocks, self.filters, strict=True), start=1))
 
         x = images.astype(self.dtype)
-        size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
-        x = make_conv(self.filters[0], size, stride=stride, name="stem_conv")(x)
-        x = ended("stem", nn.relu(norm_of("stem")(name="stem_bn")(x, train=train)))
-        outputs = {next(names): x}
-        if self.stem == "imagenet":
-            x = stem_pool(self.pool_padding)(x)
+        outputs = {}
+        if self.begin == 1:
+            size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
+            x = make_conv(self.filters[0], size, stride=stride, name="stem_conv")(x)
+            x = ended("stem", nn.relu(norm_of("stem")(name="stem_bn")(x, train=train)))
+            outputs = {next(names): x}
+            if self.stem == "imagenet":
+                x = stem_pool(self.pool_padding)(x)
         dilation = 1
-        for stage, (blocks, filters) in enumerate(zip(self.blocks, self.filters, strict=True), start=1):
+        for stage, (blocks, filters) in stages[self.begin - 1 : self.end]:
             subsamples = stage > 1 and stage_strides[stage - 1] > stage_strides[stage - 2]
             before, dilation = dilation, dilation * (1 if stage == 1 or subsamples else 2)
             make = partial(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,8 @@ class VGG(nn.Module):
       frozen: of `parts`, those that training leaves as they are.
       init_fan: fan of the He initialization.
       backbone_only: leave out the fully-connected layers; calling the model then returns what features() does.
+      last_pool: whether pool5 is there.
+      begin: "fc6" takes the 7x7 map behind pool5; with backbone_only features() then has "fc7" alone.
       conv_general_dilated: jax.lax.conv_general_dilated, or that of models/cpu_conv.py or gpu_conv.py.
       dtype: of the activations. Parameters and logits are float32.
     """
@@ -41,6 +43,8 @@ class VGG(nn.Module):
     frozen: tuple[str, ...] = ()
     init_fan: Fan = "fan_in"
     backbone_only: bool = False
+    last_pool: bool = True
+    begin: Literal["conv1", "fc6"] = "conv1"
     conv_general_dilated: ConvGeneralDilated = jax.lax.conv_general_dilated
     dtype: DTypeLike = jnp.float32
 
@@ -49,7 +53,18 @@ class VGG(nn.Module):
     @property
     def feature_strides(self) -> dict[str, int]:
         """Pixels of the image to one step in each feature map, by name in forward order."""
-        return {f"conv{stage}": 2**stage for stage in range(1, len(self.convs) + 1)}
+        if self.begin == "fc6":
+            return {}
+        last = len(self.convs)
+        return {f"conv{stage}": 2 ** (stage - (stage == last and not self.last_pool)) for stage in range(1, last + 1)}
+
+    def cut(self) -> tuple[VGG, VGG]:
+        """Return all up to conv5_3, which images go through once, and fc6 and fc7, through which regions of them go.
+
+        RoI pooling stands in the place of pool5 (Girshick 2015). Variables of the whole fit both by their names.
+        """
+        whole = self.clone(backbone_only=True)
+        return whole.clone(last_pool=False), whole.clone(begin="fc6")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -81,11 +96,14 @@ class VGG(nn.Module):
         x = images.astype(self.dtype)
         outputs = {}
         for stage, (convs, filters) in enumerate(zip(self.convs, _FILTERS, strict=True), start=1):
+            if self.begin == "fc6":
+                break
             for number in range(1, convs + 1):
                 x = nn.relu(make_conv(filters, 3, name=f"conv{stage}_{number}")(x))
-            x = MaxPool(2, 2, name=f"pool{stage}")(x)
+            if stage < len(self.convs) or self.last_pool:
+                x = MaxPool(2, 2, name=f"pool{stage}")(x)
             outputs[f"conv{stage}"] = x
-        if self.backbone_only:
+        if self.backbone_only and self.begin != "fc6":
             return outputs
         if x.shape[1:3] != (POOLED_SIDE, POOLED_SIDE):
             x = AdaptiveAveragePool(POOLED_SIDE, name="pool")(x)
@@ -93,6 +111,8 @@ class VGG(nn.Module):
         for name in ("fc6", "fc7"):
             x = nn.relu(nn.Dense(4096, kernel_init=he_init(self.init_fan), dtype=self.dtype, name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if self.backbone_only:
+            return {"fc7": x}
         head = nn.Dense(self.num_classes, kernel_init=he_init(self.init_fan), name="fc8")
         outputs["logits"] = head(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         return outputs
