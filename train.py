@@ -15,7 +15,7 @@ def main(args: Sequence[str]) -> int:
     metrics = train(config)
     if not hosts.is_first():
         return 0
-    print(f"\ntest error {metrics.top1_error:.2f} % ({metrics.images:,} images), loss {metrics.mean_loss:.4f}")
+    print(f"\ntest {metrics.result(0)} ({metrics.images:,} images)")
     print(f"see {config.run.workdir}/curves.png; evaluate again: python eval.py {config.run.workdir}")
     return 0
 

@@ -15,7 +15,7 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunC
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.types import Inputs, Preprocessing
 from resnet_jax.parallel import devices
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 _CIFAR_IMAGES = 50_000  # as in training: the order of an epoch is drawn over so many
 

@@ -33,7 +33,7 @@ from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
 from resnet_jax.run.saved import saved_steps, unfinished, verify
 from resnet_jax.run.workdir import load_config, load_inputs
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 SAVE_EVERY = 20

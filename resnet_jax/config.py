@@ -293,7 +293,6 @@ class Config:
         """Images that share BN statistics in training; None where there are no such groups."""
         return None if self.model.family == "vgg" or self.model.frozen_bn else self.model.bn_group_size
 
-
     @property
     def detects(self) -> bool:
         """Whether it is about boxes, not about the classes of whole images."""

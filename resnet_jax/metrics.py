@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import flax.struct
@@ -109,10 +109,65 @@ class Metrics:
         return self.errors["top5_error"]
 
     @property
+    def error(self) -> float:
+        """What a checkpoint is judged by: top1_error."""
+        return self.top1_error
+
+    @property
+    def batch_error(self) -> Any:
+        """Error in % of sums over all classes, also inside a jitted function."""
+        return 100 * self.wrong["error"] / self.count
+
+    @property
+    def finite(self) -> bool:
+        """Whether the mean loss is."""
+        return bool(np.isfinite(self.mean_loss))
+
+    def values(self, num_classes: int) -> dict[str, Any]:
+        """Return what a record holds: the errors that say something about so many classes."""
+        shown = {name: error for name, error in self.errors.items() if name in shown_errors(num_classes)}
+        return {"loss": self.mean_loss, **shown, "images": self.images}
+
+    def words(self, num_classes: int) -> str:
+        """Return what a line of the log says of training steps."""
+        return f"loss {self.mean_loss:.4f}  {self._words_of_errors(num_classes)}"
+
+    def result(self, num_classes: int) -> str:
+        """Return what a line of the log says of an evaluation."""
+        return f"{self._words_of_errors(num_classes)}  loss {self.mean_loss:.4f}"
+
+    def _words_of_errors(self, num_classes: int) -> str:
+        shown = shown_errors(num_classes)
+        return "  ".join(f"{error.label} {self.errors[name]:.2f} %" for name, error in shown.items())
+
+    @property
     def class_errors(self) -> np.ndarray:
         """Wrongly classified images of each class in % [num_classes]; NaN for a class without images."""
         with np.errstate(invalid="ignore"):
             return 100 * np.asarray(self.wrong["error"], np.float64) / np.asarray(self.count, np.float64)
+
+
+class Score(Protocol):
+    """What an evaluation says: Metrics, or another's."""
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def error(self) -> float:
+        """In %; the checkpoint with the least is the best."""
+        ...
+
+    @property
+    def finite(self) -> bool: ...
+
+    def values(self, num_classes: int) -> dict[str, Any]:
+        """Return what a record of it holds."""
+        ...
+
+    def result(self, num_classes: int) -> str:
+        """Return what a line of the log says of it."""
+        ...
 
 
 def _total(sums: AnyArray) -> float:

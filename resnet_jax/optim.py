@@ -19,7 +19,7 @@ from optax.contrib import ReduceLROnPlateauState
 from resnet_jax.config import OptimConfig
 from resnet_jax.errors import UserError, did_you_mean
 
-HEADS = ("fc", "fc8")  # the layers that depend on the number of classes
+HEADS = ("fc", "fc8", "scores", "deltas")  # the layers that depend on the number of classes
 # Smooths the batch error, which at 128 images jumps by several %; 1/(1-0.98) = 50 steps.
 _ERROR_DECAY = 0.98
 

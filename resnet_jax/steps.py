@@ -83,8 +83,7 @@ class TrainStep:
         compute = self.compute if self.mesh is None else on_each_device(self.compute, self.mesh)
         key = jax.random.fold_in(self.dropout_key, state.step)
         grads, metrics, batch_stats = compute(state.params, state.batch_stats, batch, key)
-        error = 100 * metrics.wrong["error"] / metrics.count
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, error=error)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, error=metrics.batch_error)
         params = optax.apply_updates(state.params, updates)
         report = StepMetrics(
             metrics=metrics,

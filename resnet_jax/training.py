@@ -7,19 +7,17 @@ import dataclasses
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from resnet_jax.config import Config, HostsConfig, RunConfig
-from resnet_jax.data.inputs import balanced_weights, check_classes, describe_inputs, load_data
-from resnet_jax.data.resident import ResidentData
-from resnet_jax.data.streamed import StreamedData
-from resnet_jax.data.types import AnyDataset, Dataset, Inputs, TrainingData
+from resnet_jax.data.detection import describe_detection, load_annotated
+from resnet_jax.data.inputs import check_classes, describe_inputs, load_data
+from resnet_jax.data.types import Inputs
+from resnet_jax.detection_trainer import DetectionTrainer
 from resnet_jax.errors import (
     BrokenDataError,
     CommandError,
@@ -30,15 +28,12 @@ from resnet_jax.errors import (
     reason,
 )
 from resnet_jax.inference.load import Trained, adopt_weights, check_same_network, load
-from resnet_jax.metrics import Metrics, StepsReport
-from resnet_jax.models import Model, build_model, check_bn_groups, freeze_all_but
-from resnet_jax.models.backend import for_this_backend
-from resnet_jax.models.stacking import init_variables
-from resnet_jax.optim import build_optimizer, build_schedule, note_validation_error, treats_all_alike
+from resnet_jax.metrics import Score
+from resnet_jax.optim import note_validation_error
 from resnet_jax.parallel import hosts
 from resnet_jax.parallel.backend import require, unused_card
-from resnet_jax.parallel.devices import compiler_options, counts_steps, description, make_shardings
-from resnet_jax.parallel.memory import TooLittleMemoryError, check_memory, explained, training_remedies
+from resnet_jax.parallel.devices import description
+from resnet_jax.parallel.memory import TooLittleMemoryError, explained, training_remedies
 from resnet_jax.parallel.signals import StopSignal
 from resnet_jax.run.checkpoint import Checkpoints, read_state
 from resnet_jax.run.lock import lock
@@ -46,22 +41,15 @@ from resnet_jax.run.logs import Log, RunLog
 from resnet_jax.run.monitor import Monitor, NotFinite, next_event
 from resnet_jax.run.saved import directory, mark_evaluated, recover, saved_steps, was_evaluated
 from resnet_jax.run.workdir import check_workdir, create_workdir, is_workdir, keep_boundaries, load_inputs
-from resnet_jax.steps import (
-    TrainState,
-    create_train_state,
-    eval_step,
-    finite_parts,
-    make_streamed_step,
-    make_train_step,
-    make_train_steps,
-)
+from resnet_jax.steps import TrainState, finite_parts
+from resnet_jax.trainer import Trainer
 
-_COUNTED_STEPS = 20  # in a dispatch to an accelerator: enough to keep it busy while the host reads their report
-Results = dict[str, Metrics]  # of the held-out splits
+AnyTrainer = Trainer | DetectionTrainer
+Results = dict[str, Score]  # of the held-out splits
 
 
-def train(config: Config) -> Metrics:
-    """Train, going on where the work directory stands, and return the metrics on the test images.
+def train(config: Config) -> Any:
+    """Train, going on where the work directory stands, and return the Metrics or DetectionScore on the test images.
 
     Several processes train one network together, each with the same configuration but for `hosts`. On a CPU call
     parallel.devices.configure(config) before anything is computed: it makes a device of each core.
@@ -89,141 +77,7 @@ def train(config: Config) -> Metrics:
         ) from error
 
 
-class Trainer:
-    """Network, optimizer and data of a configuration, and the jitted programs that run them on all devices.
-
-    Attributes:
-      config: the configuration.
-      inputs: what the network takes and gives.
-      model: the network.
-      train_step: (state, batch) -> (state, StepMetrics); pure, to be jitted.
-      eval_step: (state, batch) -> Metrics; pure, to be jitted.
-      data: batches of the data set.
-      replicated: how the state lies on the devices: whole on each.
-      by_image: how batches do: divided along their first axis.
-      train_program: the jitted training steps; compiled after begin().
-    """
-
-    def __init__(self, config: Config, inputs: Inputs, dataset: AnyDataset):
-        """Build everything; nothing is computed or read yet.
-
-        Raises:
-          UserError: a value that does not fit the network, the devices or the images.
-        """
-        devices = jax.device_count()
-        if config.data.batch_size % devices:
-            raise UserError(
-                f"--data.batch-size {config.data.batch_size} does not divide over {devices} devices: choose a multiple"
-                f" of {devices}"
-            )
-        self.config, self.inputs = config, inputs
-        model = freeze_all_but(build_model(config.model, len(inputs.class_names)), config.optim.trainable)
-        part, group = config.data.batch_size // config.optim.accumulation_steps, model.bn_group_size
-        by_themselves = devices > 1 and group is not None and part % (group * devices) == 0  # no group is of two
-        self.model: Model = for_this_backend(model, parts=1 if by_themselves else None)
-        check_bn_groups(self.model, inputs.image_shape, part)
-        schedule = build_schedule(config.optim, config.run.steps)
-        self._optimizer = build_optimizer(config.optim, schedule, self.model.trainable)
-        key = jax.random.key(config.run.seed)
-        self._init_key, data_key = jax.random.split(key)
-        self.replicated, self.by_image = make_shardings()
-        self.train_step = make_train_step(
-            self.model,
-            self._optimizer,
-            schedule,
-            jax.random.fold_in(key, 2),
-            label_smoothing=config.optim.label_smoothing,
-            class_weights=balanced_weights(dataset) if config.optim.class_weights == "balanced" else None,
-            accumulation_steps=config.optim.accumulation_steps,
-            precision=config.optim.precision,
-            mesh=self.by_image.mesh if by_themselves else None,
-        )
-        self.eval_step = partial(eval_step, model=self.model)
-        self.data: TrainingData
-        steps: Callable[..., tuple[TrainState, StepsReport]]
-        if isinstance(dataset, Dataset):
-            resident = self.data = ResidentData(
-                dataset,
-                config.data,
-                inputs.preprocessing,
-                data_key,
-                most_steps=_most_steps(config.run),
-                replicated=self.replicated,
-                by_image=self.by_image,
-            )
-            alike = treats_all_alike(config.optim) and not config.model.frozen_bn
-            steps = make_train_steps(self.train_step, resident.sampler, counted=counts_steps(), as_vectors=alike)
-        else:
-            streamed = self.data = StreamedData(
-                dataset, config.data, inputs, data_key, seed=config.run.seed, by_image=self.by_image
-            )
-            steps = make_streamed_step(self.train_step, streamed.to_train_batch)
-        self.train_program: Any = jax.jit(
-            steps, donate_argnums=0, out_shardings=self.replicated, compiler_options=compiler_options()
-        )
-
-        def add_evaluation(total: Metrics, state: TrainState, arrays: Any) -> Metrics:
-            return total + self.eval_step(state, self.data.to_eval_batch(arrays))
-
-        self._add_evaluation = jax.jit(add_evaluation, out_shardings=self.replicated)
-
-    def initial_state(self) -> TrainState:
-        """Initialize parameters and optimizer on the devices."""
-        variables = init_variables(self.model, self._init_key, self.inputs.image_shape)
-        create = partial(create_train_state, self._optimizer)
-        return jax.jit(create, out_shardings=self.replicated)(variables)
-
-    def abstract_state(self) -> TrainState:
-        """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
-
-        def create(key: jax.Array) -> TrainState:
-            images = jnp.zeros((1, *self.inputs.image_shape))
-            return create_train_state(self._optimizer, self.model.init(key, images, train=False))
-
-        shapes = jax.eval_shape(create, jax.random.key(0))
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
-
-    def begin(self, state: TrainState) -> None:
-        """Compile what train() needs, and go to the images of the next step of `state`."""
-        self.train_program = self.train_program.lower(state, *self.data.begin(int(state.step))).compile()
-        check_memory(self.train_program, "a training step", training_remedies(self.config))
-
-    def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
-        """Make the next `count` steps after begin() in one dispatch, data.most_steps at most, without waiting for them.
-
-        The buffers of `state` are used up.
-        """
-        return self.train_program(state, *self.data.train_arrays(count))
-
-    def evaluate(self, state: TrainState, split: str, stop: Callable[[], object] = lambda: False) -> Metrics | None:
-        """Evaluate every image of a held-out split once, single view; sums by class as NumPy arrays.
-
-        It is given up, and None returned, if stop() becomes true, which is asked before each batch.
-        """
-        total = jax.device_put(Metrics.zeros(len(self.inputs.class_names)), self.replicated)
-        remedies = [f"--data.eval-batch-size below {self.config.data.eval_batch_size}"]
-        with contextlib.closing(self.data.eval_arrays(split)) as batches, explained("an evaluation", remedies):
-            for arrays in batches:
-                if stop():
-                    return None
-                before, total = total, self._add_evaluation(total, state, arrays)
-                jax.block_until_ready(before)  # so that a signal acts soon, and few batches wait for a slow device
-        return jax.device_get(total)
-
-
-def _most_steps(config: RunConfig) -> int:
-    """Return for how many steps in a dispatch the program is made.
-
-    A counted loop makes all of them even where something is due sooner, so it is short, and several fill the interval
-    between log records.
-    """
-    if config.steps_per_dispatch or not counts_steps():
-        return min(config.steps_per_dispatch or config.log_every, config.log_every)
-    dispatches = -(-config.log_every // _COUNTED_STEPS)
-    return -(-config.log_every // dispatches)
-
-
-def _train_together(config: Config) -> Metrics:
+def _train_together(config: Config) -> Any:
     """Train as one of the processes, in a work directory that no other run has."""
     with contextlib.ExitStack() as stack:
         with hosts.all_hosts():
@@ -232,7 +86,7 @@ def _train_together(config: Config) -> Metrics:
             if resumes and hosts.is_first():  # before the data are read: a second run is refused at once
                 stack.enter_context(lock(workdir))
         with hosts.all_hosts():
-            trainer, trained, untested = _prepare(config, workdir, resumes)
+            trainer, trained, notes = _prepare(config, workdir, resumes)
         warnings: list[str] = []
         with hosts.all_hosts():
             if hosts.is_first():
@@ -249,9 +103,7 @@ def _train_together(config: Config) -> Metrics:
         stop = stack.enter_context(StopSignal())
         stack.enter_context(log)
         last = checkpoints.latest()
-        if untested:
-            more = f" and of {len(untested) - 1} more classes" if len(untested) > 1 else ""
-            warnings.append(f"there are no test images of the class {untested[0]}{more}: their errors are not measured")
+        warnings += notes
         with hosts.all_hosts():
             for warning in warnings:
                 log.warn(f"warning: {warning}")
@@ -288,25 +140,47 @@ def _leave_nothing(workdir: Path, kind: object, error: object, traceback: object
         shutil.rmtree(workdir)
 
 
-def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[Trainer, Trained | None, tuple[str, ...]]:
+def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[AnyTrainer, Trained | None, list[str]]:
     """Load the data and build everything; nothing is written.
 
-    Return also the network that a new run begins with, and the classes without images to test on.
+    Return also the network that a new run begins with, and what a user should know of the data.
 
     Raises:
       UserError: see train().
     """
-    dataset = load_data(config)
-    untested = dataset.untested
+    if config.detects:
+        annotated = load_annotated(config)
+        problems = annotated.problems
+        notes = (
+            [
+                f"{problems[0]}: left out, and {len(problems) - 1} more: python -m resnet_jax data check {config.data.dir}"
+            ]
+            if problems
+            else []
+        )
+        build, describe = partial(DetectionTrainer, dataset=annotated), partial(describe_detection, config, annotated)
+        check = partial(check_classes, dataset=annotated)
+    else:
+        dataset = load_data(config)
+        notes = _untested(dataset.untested)
+        build, describe = partial(Trainer, dataset=dataset), partial(describe_inputs, config, dataset)
+        check = partial(check_classes, dataset=dataset)
     if resumes:
         inputs = load_inputs(workdir)
-        check_classes(inputs, dataset)
-        return Trainer(config, inputs, dataset), None, untested
+        check(inputs)
+        return build(config, inputs), None, notes
     trained = load(config.run.init_from, scan_blocks=config.model.scan_blocks) if config.run.init_from else None
     if trained is not None:
         check_same_network(trained, config)
-    inputs = describe_inputs(config, dataset, trained.origin.inputs.preprocessing if trained else None)
-    return Trainer(config, inputs, dataset), trained, untested
+    inputs = describe(trained.origin.inputs.preprocessing if trained else None)
+    return build(config, inputs), trained, notes
+
+
+def _untested(classes: tuple[str, ...]) -> list[str]:
+    if not classes:
+        return []
+    more = f" and of {len(classes) - 1} more classes" if len(classes) > 1 else ""
+    return [f"there are no test images of the class {classes[0]}{more}: their errors are not measured"]
 
 
 def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints, Log]:
@@ -334,7 +208,7 @@ def _open(config: RunConfig, workdir: Path, inputs: Inputs) -> tuple[Checkpoints
         raise UserError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: Log, stop: hosts.AgreedStop) -> Metrics:
+def _train(trainer: AnyTrainer, state: TrainState, checkpoints: Checkpoints, log: Log, stop: hosts.AgreedStop) -> Any:
     """Step, log, evaluate, save, from `state` on; return the last metrics on the test images.
 
     Raises:
@@ -393,7 +267,7 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
             if signum or not evaluated or event.save:
                 with hosts.all_hosts():  # so that a disk that is full stops all processes
                     checkpoints.wait()
-                error = results["validation"].top1_error if results and "validation" in results else None
+                error = results["validation"].error if results and "validation" in results else None
                 checkpoints.save(state, validation_error=error, evaluated=evaluated)
         if signum or not evaluated:
             break
@@ -405,7 +279,7 @@ def _train(trainer: Trainer, state: TrainState, checkpoints: Checkpoints, log: L
 
 
 def _evaluate(
-    trainer: Trainer, state: TrainState, monitor: Monitor, log: Log, stop: hosts.AgreedStop
+    trainer: AnyTrainer, state: TrainState, monitor: Monitor, log: Log, stop: hosts.AgreedStop
 ) -> tuple[TrainState, Results | None]:
     """Evaluate and record `state`; None if a signal asks to stop, the state is as it was then."""
     config, step = trainer.config, int(state.step)
@@ -420,7 +294,7 @@ def _evaluate(
     monitor.name_unreadable()
     log.draw_curves()
     if "validation" in results and config.optim.schedule == "plateau" and step % config.run.eval_every == 0:
-        error, patience = results["validation"].top1_error, config.optim.plateau_patience
+        error, patience = results["validation"].error, config.optim.plateau_patience
         opt_state = note_validation_error(state.opt_state, error, patience=patience)
         state = dataclasses.replace(state, opt_state=opt_state)
     return state, results

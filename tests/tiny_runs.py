@@ -16,7 +16,7 @@ from resnet_jax.data import Dataset, Split
 from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.workdir import load_inputs
 from resnet_jax.steps import TrainState
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 
 def make_split(count: int, seed: int) -> Split:

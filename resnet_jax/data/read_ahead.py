@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -23,13 +23,15 @@ _AHEAD = 2  # batches that each worker prepares
 class Batches:
     """An iterator over batches; close it, or use it as a context manager, to end the worker processes."""
 
-    def __init__(self, batches: grain.MapDataset, workers: int | None = None):
+    def __init__(self, batches: grain.MapDataset, workers: int | None = None, kind: Callable[..., Any] = HostBatch):
         """Begin to compute batches, in order.
 
         Args:
-          batches: tuples of arrays, as HostBatch has them.
+          batches: tuples of arrays, as `kind` has them.
           workers: processes; None: one a core; 0: threads of this process.
+          kind: what a batch is made of its arrays.
         """
+        self._kind = kind
         workers = cores() if workers is None else workers
         if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which this program does not use
             flags.FLAGS.mark_as_parsed()
@@ -41,10 +43,10 @@ class Batches:
         self._iterator: Any = iter(elements)
         self._iterator.start_prefetch()  # while the caller prepares what it needs
 
-    def __iter__(self) -> Iterator[HostBatch]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> HostBatch:
+    def __next__(self) -> Any:
         """Return the next batch.
 
         Raises:
@@ -68,7 +70,7 @@ class Batches:
             ) from error
         # Copied from memory that is shared with a worker, so that it is given back now and not at the very end.
         copies: list[Any] = [np.array(array) for array in arrays]
-        return HostBatch(*copies)
+        return self._kind(*copies)
 
     def __enter__(self) -> Batches:
         return self

@@ -29,8 +29,8 @@ def rpn_losses(
       sigma: of smooth_l1().
     """
     number = jnp.maximum(sample.counts.sum(), 1)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits[sample.index], sample.positive.astype(jnp.int32))
-    of_boxes = smooth_l1(deltas[sample.index] - sample.deltas, sigma).sum(1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits[sample.anchor], sample.positive.astype(jnp.int32))
+    of_boxes = smooth_l1(deltas[sample.anchor] - sample.deltas, sigma).sum(1)
     return (
         jnp.where(sample.counts, losses, 0).sum() / number,
         jnp.where(sample.positive, of_boxes, 0).sum() / number,

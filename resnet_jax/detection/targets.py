@@ -26,13 +26,13 @@ class AnchorSample(NamedTuple):
     """Anchors to train the RPN on, [S] each.
 
     Attributes:
-      index: int32, of all anchors.
+      anchor: int32, its number.
       positive: bool, whether it should be an object.
       counts: bool, False for what fills up.
       deltas: [S, 4], to the object that it overlaps most.
     """
 
-    index: jax.Array
+    anchor: jax.Array
     positive: jax.Array
     counts: jax.Array
     deltas: jax.Array

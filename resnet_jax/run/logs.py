@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from resnet_jax import files
 from resnet_jax.errors import StorageError, UserError, optional, reason
-from resnet_jax.metrics import Metrics, shown_errors
+from resnet_jax.metrics import Score
 from resnet_jax.parallel.devices import environment
 from resnet_jax.run.records import FILE_NAME, read_records
 
@@ -41,7 +41,7 @@ class Log:
     def advance(self, step: int, status: str) -> None:
         """Move the progress bar and show `status` beside it; nothing where there is no terminal."""
 
-    def train(self, step: int, metrics: Metrics, numbers: dict[str, float]) -> None:
+    def train(self, step: int, metrics: Any, numbers: dict[str, float]) -> None:
         """Record the training steps since the last call.
 
         Args:
@@ -51,7 +51,7 @@ class Log:
             disk; see records.RunRecord.
         """
 
-    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+    def evaluations(self, step: int, results: Mapping[str, Score]) -> None:
         """Record evaluations on the splits "validation" and "test"."""
 
     def draw_curves(self) -> None:
@@ -115,7 +115,7 @@ class RunLog(Log):
         )
         self._task = self._progress.add_task("train", total=steps, completed=step, status="compiling")
         self._width = len(str(steps))
-        self._shown = shown_errors(num_classes)
+        self._num_classes = num_classes
         self._workdir = workdir
 
     def __enter__(self) -> Self:
@@ -150,23 +150,21 @@ class RunLog(Log):
     def advance(self, step: int, status: str) -> None:
         self._progress.update(self._task, completed=step, status=status)
 
-    def train(self, step: int, metrics: Metrics, numbers: dict[str, float]) -> None:
-        self._write("train", step, {**self._values(metrics), **numbers})
+    def train(self, step: int, metrics: Any, numbers: dict[str, float]) -> None:
+        self._write("train", step, {**metrics.values(self._num_classes), **numbers})
         self._progress.update(self._task, completed=step)
         skipped = numbers.get("skipped")
         self.say(
-            f"step {step:{self._width}}  lr {numbers['learning_rate']:g}  loss {metrics.mean_loss:.4f}"
-            f"  {self._errors(metrics)}  {numbers['images_per_second']:,.0f} images/s"
+            f"step {step:{self._width}}  lr {numbers['learning_rate']:g}  {metrics.words(self._num_classes)}"
+            f"  {numbers['images_per_second']:,.0f} images/s"
             + (f"  {skipped:,} unreadable images skipped" if skipped else "")
         )
 
-    def evaluations(self, step: int, results: dict[str, Metrics]) -> None:
+    def evaluations(self, step: int, results: Mapping[str, Score]) -> None:
         for split, metrics in results.items():
-            self._write(split, step, self._values(metrics))
-            self.say(
-                f"step {step:{self._width}}  {split} {self._errors(metrics)}"
-                f"  loss {metrics.mean_loss:.4f}  ({metrics.images:,} images)"
-            )
+            self._write(split, step, metrics.values(self._num_classes))
+            result = metrics.result(self._num_classes)
+            self.say(f"step {step:{self._width}}  {split} {result}  ({metrics.images:,} images)")
 
     def draw_curves(self) -> None:
         def draw() -> None:
@@ -205,13 +203,6 @@ class RunLog(Log):
             self._given_up.add(name)
             print(f"warning: cannot write {name}: {cause}; going on without", file=sys.stderr)
 
-    def _values(self, metrics: Metrics) -> dict[str, Any]:
-        errors = {name: error for name, error in metrics.errors.items() if name in self._shown}
-        return {"loss": metrics.mean_loss, **errors, "images": metrics.images}
-
-    def _errors(self, metrics: Metrics) -> str:
-        return "  ".join(f"{shown.label} {metrics.errors[name]:.2f} %" for name, shown in self._shown.items())
-
     def warn(self, line: str) -> None:
         self.say(line)
 
@@ -221,5 +212,13 @@ class RunLog(Log):
         self._attempt(str(self._path), lambda: files.append_line(self._file, line))
         events = self._events
         if kind != "start" and events is not None:
-            scalars = {f"{kind}/{name}": value for name, value in values.items()}
+            scalars = {f"{kind}/{name}": value for name, value in _flat(values).items() if value is not None}
             self._attempt(_EVENTS, lambda: events.write(step, now, scalars))
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give numbers by class a name each."""
+    flat = {}
+    for name, value in values.items():
+        flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from resnet_jax.config import Config, RunConfig
 from resnet_jax.data.types import TrainingData
 from resnet_jax.errors import BrokenDataError
-from resnet_jax.metrics import Metrics, StepMetrics, StepsReport
+from resnet_jax.metrics import Score, StepMetrics, StepsReport
 from resnet_jax.parallel.devices import counts_steps
 from resnet_jax.run.logs import Log
 
@@ -137,7 +137,7 @@ class Monitor:
             if not is_finite:
                 raise NotFinite(f"the {name} overflowed in step {self._done}", known_good=self._done - 1)
 
-    def check_evaluations(self, results: dict[str, Metrics]) -> None:
+    def check_evaluations(self, results: Mapping[str, Score]) -> None:
         """Check evaluations of the state after the last step.
 
         Raises:
@@ -150,8 +150,8 @@ class Monitor:
                 raise BrokenDataError(
                     f"none of the {split} images can be read: python -m resnet_jax data check {self._config.data.dir}"
                 )
-            if not np.isfinite(metrics.mean_loss):
-                message = f"the {split} loss is {metrics.mean_loss} after step {self._done}"
+            if not metrics.finite:
+                message = f"the {split} {metrics.result(0)} after step {self._done}"
                 raise NotFinite(message, known_good=self._done - 1)
 
     def _look(self, known: _Dispatch | None = None) -> None:
@@ -195,7 +195,7 @@ class Monitor:
         self._log.advance(
             step,
             f"lr {last.learning_rate:g}  loss {last.metrics.mean_loss:.3f}"
-            f"  error {last.metrics.top1_error:.1f} %  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
+            f"  error {float(last.metrics.batch_error):.1f} %  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
         )
 
     def _check_finite(self, report: StepMetrics) -> None:

@@ -32,7 +32,7 @@ from resnet_jax.errors import UserError, printable
 from resnet_jax.files import atomic_write
 from resnet_jax.paper.analysis.report import write_report
 from resnet_jax.run.workdir import create_workdir, load_inputs
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 # --- pickles
 

@@ -30,7 +30,8 @@ from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.records import read_records
 from resnet_jax.run.workdir import load_config, load_inputs
 from resnet_jax.steps import create_train_state, make_train_step, make_train_steps
-from resnet_jax.training import Trainer, train
+from resnet_jax.trainer import Trainer
+from resnet_jax.training import train
 
 
 def saved_leaves(workdir: Path) -> list[np.ndarray]:

@@ -19,7 +19,7 @@ from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.data.streamed import HostBatch
 from resnet_jax.data.types import StreamedDataset
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 random = np.random.RandomState(0)
 split = Split(random.randint(0, 256, (96, 16, 16, 3)).astype(np.uint8), random.randint(0, 10, 96).astype(np.int32))

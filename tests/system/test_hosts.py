@@ -21,7 +21,7 @@ from resnet_jax.data.tools.statistics import compute_statistics, save_statistics
 from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_config, load_inputs
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 CONFIG = """
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig

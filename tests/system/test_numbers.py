@@ -30,7 +30,8 @@ from resnet_jax.run.records import read_records
 from resnet_jax.run.saved import saved_steps
 from resnet_jax.run.workdir import load_inputs
 from resnet_jax.steps import create_train_state, finite_parts, make_train_step
-from resnet_jax.training import Trainer, train
+from resnet_jax.trainer import Trainer
+from resnet_jax.training import train
 
 NAN, INF = float("nan"), float("inf")
 

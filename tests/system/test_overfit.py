@@ -5,7 +5,7 @@ import dataclasses
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.data import Split, load_dataset
 from resnet_jax.data.inputs import describe_inputs
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 
 def test_128_real_images_are_learned_to_below_1_percent_training_error(cifar10_dir):

@@ -23,7 +23,8 @@ from resnet_jax.metrics import StepMetrics
 from resnet_jax.run.checkpoint import restore
 from resnet_jax.run.workdir import load_inputs
 from resnet_jax.steps import make_streamed_step
-from resnet_jax.training import Trainer, train
+from resnet_jax.trainer import Trainer
+from resnet_jax.training import train
 
 
 @pytest.fixture(scope="module")

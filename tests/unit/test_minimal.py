@@ -14,7 +14,7 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunC
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import describe_inputs
 from resnet_jax.optim import build_optimizer, build_schedule
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 SIZES = {
     "data_batch_1": 11,

@@ -20,7 +20,7 @@ from resnet_jax.models import cifar_resnet
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import sgd
 from resnet_jax.steps import create_train_state, eval_step, make_train_step
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 RANDOM = np.random.RandomState(0)
 SPLIT = Split(RANDOM.randint(0, 256, (29, 8, 8, 3)).astype(np.uint8), RANDOM.randint(0, 3, 29).astype(np.int32))

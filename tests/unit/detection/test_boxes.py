@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from resnet_jax.detection.anchors import base_anchors, grid_anchors
 from resnet_jax.detection.boxes import clip, decode, encode, iou
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from resnet_jax.detection.nms import first_kept, suppress
 
 

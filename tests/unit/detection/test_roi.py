@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from resnet_jax.detection.roi import bin_edges, roi_pool
 
 
@@ -74,7 +75,10 @@ def test_bins_have_the_edges_of_float32(size):
     assert {57, 62, 114} & set(differing)
     for n in differing:
         length = np.float32(n) / np.float32(size)
-        expected = [[int(np.floor(np.float32(k) * length)) for k in i], [int(np.ceil(np.float32(k + 1) * length)) for k in i]]
+        expected = [
+            [int(np.floor(np.float32(k) * length)) for k in i],
+            [int(np.ceil(np.float32(k + 1) * length)) for k in i],
+        ]
         np.testing.assert_array_equal(edges[n], expected)
 
 

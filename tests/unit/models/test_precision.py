@@ -25,7 +25,7 @@ from resnet_jax.models.backend import for_this_backend
 from resnet_jax.optim import sgd
 from resnet_jax.paper.analysis.responses import measure
 from resnet_jax.steps import create_train_state, eval_step, make_train_step
-from resnet_jax.training import Trainer
+from resnet_jax.trainer import Trainer
 
 MODEL = ResNet("cifar", "basic", (1, 2), (4, 6), num_classes=3, shortcut="B", bn_group_size=4)
 IMAGES = np.random.RandomState(0).randint(0, 256, (8, 8, 8, 3)).astype(np.uint8)

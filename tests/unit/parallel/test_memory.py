@@ -11,7 +11,8 @@ import pytest
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.parallel import memory
 from resnet_jax.parallel.memory import TooLittleMemoryError, check_memory, explained, training_remedies
-from resnet_jax.training import Trainer, train
+from resnet_jax.trainer import Trainer
+from resnet_jax.training import train
 
 GIB = 2**30
 
