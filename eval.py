@@ -1,5 +1,6 @@
 """Test the networks of work directories on all test images: python eval.py WORKDIR... [--protocol 10crop]."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,14 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--save-predictions", type=Path, metavar="FILE", help="write ids, labels and probabilities as .npz"
     )
+    parser.add_argument(
+        "--metric",
+        choices=("voc07", "voc12"),
+        help="average precision of detection: at 11 recalls, or the area under the curve; default: the run's",
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="of detection: write the files that the test server of VOC takes"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every class, as the last line")
     return parser
 
@@ -50,10 +59,16 @@ def main(args: Sequence[str]) -> int:
     predictions: Path | None = options.save_predictions
     if predictions and not predictions.parent.is_dir():
         raise UserError(f"--save-predictions: there is no folder {predictions.parent}")
-    from resnet_jax.evaluate import evaluate, record
+    from resnet_jax.inference.load import read_config
     from resnet_jax.parallel.devices import configure
 
     configure()
+    if any(read_config(workdir).detects for workdir in options.workdirs):
+        return _detection(options)
+    if options.metric or options.results:
+        raise UserError("--metric and --results are for detection; this network classifies images")
+    from resnet_jax.evaluate import evaluate, record
+
     evaluation = evaluate(
         options.workdirs,
         protocol=options.protocol,
@@ -85,6 +100,36 @@ def main(args: Sequence[str]) -> int:
         record(evaluation)
     except UserError as error:  # of a folder that may only be read: the result stands
         print(f"warning: {printable(str(error))}", file=sys.stderr)
+    return 0
+
+
+def _detection(options: argparse.Namespace) -> int:
+    from resnet_jax.evaluate_detection import evaluate_detection
+
+    usual = vars(make_parser().parse_args(["."]))
+    for name in ("protocol", "scales", "save_predictions"):
+        if getattr(options, name) != usual[name]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for the classes of whole images; this network detects objects"
+            )
+    if len(options.workdirs) > 1:
+        raise UserError(f"detection is tested with one work directory; got {len(options.workdirs)}")
+    evaluation = evaluate_detection(
+        options.workdirs[0],
+        data_dir=options.data_dir,
+        step=options.step,
+        batch_size=options.batch_size,
+        metric=options.metric,
+        max_broken=options.max_broken,
+    )
+    for image in evaluation.unreadable:
+        print(printable(f"warning: cannot read the test image {image}: left out"), file=sys.stderr)
+    print("\n".join(map(printable, evaluation.to_lines())))
+    if options.results:
+        written = evaluation.write_results(options.results)
+        print(f"wrote {len(written)} files into {options.results}")
+    if options.json:
+        print(json.dumps(evaluation.to_dict()))
     return 0
 
 

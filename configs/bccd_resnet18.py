@@ -21,7 +21,9 @@ def get_config() -> Config:
             mean=(0.738, 0.696, 0.714),
             std=(0.25, 0.25, 0.25),
         ),
-        optim=OptimConfig(learning_rate=0.02, boundaries=(1500, 1800), weight_decay=1e-4, warmup="linear", warmup_steps=100),
+        optim=OptimConfig(
+            learning_rate=0.02, boundaries=(1500, 1800), weight_decay=1e-4, warmup="linear", warmup_steps=100
+        ),
         detection=DetectionConfig(
             shorter_side=300,
             longer_side=400,

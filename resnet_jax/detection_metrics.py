@@ -46,7 +46,7 @@ class DetectionMetrics:
         return int(self.count)
 
     @property
-    def loss(self) -> AnyArray:
+    def loss(self) -> Any:
         """The sum of the four losses, over all images."""
         return sum(self.losses.values())
 

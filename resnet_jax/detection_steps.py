@@ -1,4 +1,4 @@
-"""Detection as pure functions to be jitted: the gradients of a batch of images with boxes, and what is found in them."""
+"""Detection as pure functions to be jitted: the gradients of a batch of images, and what is found in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from chex import ArrayTree
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.config import DetectionConfig, Precision
@@ -123,7 +122,7 @@ def _loss(
         count=jnp.float32(len(batch.row)),
     )
     stats = {**variables["batch_stats"], **updates.get("batch_stats", {})}
-    return sum(values.mean() for values in losses.values()), (metrics, stats)
+    return jnp.stack([values.mean() for values in losses.values()]).sum(), (metrics, stats)
 
 
 def to_batch(batch: Boxed, preprocessing: Preprocessing) -> Boxed:
@@ -168,14 +167,14 @@ def find_in_images(
             return propose(logits, deltas, anchors, size, scale, before=before, after=after, **how)
 
         regions, ok = jax.vmap(proposals_of)(of_images.logits, of_images.deltas, batch.sizes, batch.scales)
-        logits, deltas = model.apply(variables, of_images.feature_map, regions, train=False, method="of_regions")
+        of_regions: Any = model.apply(variables, of_images.feature_map, regions, train=False, method="of_regions")
         regions = regions / batch.scales[:, None, None]
-        how = {name: getattr(config, name) for name in ("target_std", "nms", "threshold", "most")}
-        found = jax.vmap(partial(find, **how))(logits, deltas, regions, ok, batch.original)
+        how: Any = {name: getattr(config, name) for name in ("target_std", "nms", "threshold", "most")}
+        found = jax.vmap(partial(find, **how))(*of_regions, regions, ok, batch.original)
     return FoundInImages(found, regions, ok)
 
 
-def by_device(find: Any, mesh: Mesh) -> Any:
+def by_device(find: Any, mesh: Any) -> Any:
     """Return find(variables, batch) with the images of each device computed there: no suppression waits for another."""
     (axis,) = mesh.axis_names
     return jax.shard_map(find, mesh=mesh, in_specs=(P(), P(axis)), out_specs=P(axis), check_vma=False)

@@ -8,41 +8,24 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from resnet_jax.config import Config
 from resnet_jax.data.annotated import AnnotatedDataset, Boxed
 from resnet_jax.data.detection import DetectionData
-from resnet_jax.data.types import Inputs, Preprocessing
-from resnet_jax.detection_metrics import Detections, DetectionScore, score
-from resnet_jax.detection_steps import FoundInImages, by_device, detection_gradients, find_in_images, to_batch
+from resnet_jax.data.types import Inputs
+from resnet_jax.detection_metrics import DetectionScore, score
+from resnet_jax.detection_steps import detection_gradients, to_batch
 from resnet_jax.errors import UserError
-from resnet_jax.gradients import accumulate
+from resnet_jax.gradients import ComputeGradients, accumulate
+from resnet_jax.inference.detect import Results, make_find
+from resnet_jax.inference.load import Origin, Trained
 from resnet_jax.metrics import StepsReport
-from resnet_jax.models import build_model, freeze_all_but
-from resnet_jax.models.detector import Detector, can_detect, make_detector
+from resnet_jax.models.detector import SMALL_IMAGE, build_detector
 from resnet_jax.models.stacking import init_variables
 from resnet_jax.optim import build_optimizer, build_schedule
 from resnet_jax.parallel.devices import make_shardings
 from resnet_jax.parallel.memory import check_memory, explained, training_remedies
 from resnet_jax.steps import TrainState, TrainStep, create_train_state, make_streamed_step
-
-_IMAGE = (64, 64, 3)  # to initialize with: no shape of a parameter depends on it
-
-
-def build_detector(config: Config, num_classes: int) -> Detector:
-    """Build the configured detector.
-
-    Raises:
-      UserError: there is no such network, or none that a detector can stand on.
-    """
-    if not can_detect(config.model):
-        raise UserError(
-            f"--model.family {config.model.family}: a detector needs a network for ImageNet: imagenet or vgg"
-        )
-    classifier = freeze_all_but(build_model(config.model, 0), config.optim.trainable)
-    return make_detector(classifier, num_classes, config.detection)
 
 
 class DetectionTrainer:
@@ -61,12 +44,12 @@ class DetectionTrainer:
                 f"{part} images (--data.batch-size / --optim.accumulation-steps) do not divide over {devices} devices:"
                 f" choose a multiple of {devices}"
             )
-        if devices > 1 and config.model.family != "vgg" and not config.model.frozen_bn:
-            if group is None or part % (group * devices):
-                raise UserError(
-                    f"a BN group must not spread over the {devices} devices: choose --model.bn-group-size 1, or"
-                    " --model.frozen-bn True"
-                )
+        has_groups = config.model.family != "vgg" and not config.model.frozen_bn
+        if devices > 1 and has_groups and (group is None or part % (group * devices)):
+            raise UserError(
+                f"a BN group must not spread over the {devices} devices: choose --model.bn-group-size 1, or"
+                " --model.frozen-bn True"
+            )
         self.config, self.inputs, self.dataset = config, inputs, dataset
         self.model = build_detector(config, len(inputs.class_names))
         self.replicated, self.by_image = make_shardings()
@@ -75,7 +58,7 @@ class DetectionTrainer:
         self._optimizer = build_optimizer(config.optim, schedule, self.model.trainable)
         key = jax.random.key(config.run.seed)
         self._init_key, _ = jax.random.split(key)
-        compute = partial(
+        compute: ComputeGradients = partial(
             detection_gradients,
             model=self.model,
             config=config.detection,
@@ -89,11 +72,12 @@ class DetectionTrainer:
         steps = make_streamed_step(self.train_step, lambda batch, _: to_batch(batch, inputs.preprocessing))
         self.train_program: Any = jax.jit(steps, donate_argnums=0, out_shardings=self.replicated)
         self._compiled: dict[tuple[int, ...], Any] = {}
-        self.find = make_find(config, self.model, inputs.preprocessing, filled=self.data.filled)
+        trained = Trained(self.model, {}, Origin(config, 0, inputs))
+        self._find = make_find(trained, config.detection, filled=self.data.filled)
 
     def initial_state(self) -> TrainState:
         """Initialize parameters and optimizer on the devices."""
-        variables = init_variables(self.model, self._init_key, _IMAGE)
+        variables = init_variables(self.model, self._init_key, SMALL_IMAGE)
         create = partial(create_train_state, self._optimizer)
         return jax.jit(create, out_shardings=self.replicated)(variables)
 
@@ -101,14 +85,14 @@ class DetectionTrainer:
         """Return the shapes, dtypes and shardings of the state, for restoring a checkpoint."""
 
         def create(key: jax.Array) -> TrainState:
-            images = jax.numpy.zeros((1, *_IMAGE))
+            images = jax.numpy.zeros((1, *SMALL_IMAGE))
             return create_train_state(self._optimizer, self.model.init(key, images, train=False))
 
         shapes = jax.eval_shape(create, jax.random.key(0))
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
 
     def begin(self, state: TrainState) -> None:
-        """Compile the next step of `state`, and go to its images; steps of the other shape are compiled when they come."""
+        """Compile the next step of `state`, and go to its images; those of the other shape are compiled later."""
         (batch,) = self.data.begin(int(state.step))
         self._program(state, batch)
 
@@ -130,33 +114,17 @@ class DetectionTrainer:
         """Find the objects of every image of a held-out split; None if stop() becomes true, asked before each batch."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         remedies = [f"--data.eval-batch-size below {self.config.data.eval_batch_size}"]
-        found: dict[int, Detections] = {}
-        proposals: dict[int, np.ndarray] = {}
+        results = Results()
         with contextlib.closing(self.data.eval_arrays(split)) as batches, explained("an evaluation", remedies):
             for batch in batches:
                 if stop():
                     return None
-                add_results(found, proposals, batch.number, self.find(variables, batch))
+                results.add(batch, self._find(variables, batch))
         eleven_point = self.config.detection.metric == "voc07"
-        return score(self.data.splits[split], self.inputs.class_names, found, proposals, eleven_point=eleven_point)
-
-
-def make_find(config: Config, model: Detector, preprocessing: Preprocessing, *, filled: bool) -> Any:
-    """Return find(variables, batch) -> FoundInImages, jitted, each image on the device that it lies on."""
-    _, by_image = make_shardings()
-    find = partial(find_in_images, model=model, config=config.detection, preprocessing=preprocessing, filled=filled)
-    return jax.jit(by_device(find, by_image.mesh))
-
-
-def add_results(
-    found: dict[int, Detections], proposals: dict[int, np.ndarray], index: Any, results: FoundInImages
-) -> None:
-    """Add what was found in a batch, by the numbers of the images; those of all processes."""
-    arrays: tuple[Any, FoundInImages] = (index, results)
-    if jax.process_count() > 1:
-        arrays = multihost_utils.process_allgather(arrays, tiled=True)
-    index, results = jax.device_get(arrays)
-    for row in np.flatnonzero(index >= 0):
-        is_found = results.found.scores[row] > 0
-        found[int(index[row])] = Detections(*(array[row][is_found] for array in results.found))
-        proposals[int(index[row])] = results.proposals[row][results.ok[row]]
+        return score(
+            self.data.splits[split],
+            self.inputs.class_names,
+            results.found,
+            results.proposals,
+            eleven_point=eleven_point,
+        )

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from resnet_jax.config import Precision
 from resnet_jax.data.resident import DeviceSplit, Orders, Sampler
-from resnet_jax.data.types import Batch, HostBatch
+from resnet_jax.data.types import Batch
 from resnet_jax.gradients import (
     Computed,
     ComputeGradients,
@@ -210,8 +210,8 @@ def _in_vectors(step: TrainStep, state: TrainState) -> tuple[Any, Any, TrainStep
 
 
 def make_streamed_step(
-    step: TrainStep, to_batch: Callable[[HostBatch, jax.Array], Batch]
-) -> Callable[[TrainState, HostBatch], tuple[TrainState, StepsReport]]:
+    step: TrainStep, to_batch: Callable[[Any, jax.Array], Any]
+) -> Callable[[TrainState, Any], tuple[TrainState, StepsReport]]:
     """Return streamed_step(state, host_batch) -> (state, StepsReport): one step on images that were read for it.
 
     Args:
@@ -219,7 +219,7 @@ def make_streamed_step(
       to_batch: to_batch(host_batch, step), inside the jitted function.
     """
 
-    def streamed_step(state: TrainState, host_batch: HostBatch) -> tuple[TrainState, StepsReport]:
+    def streamed_step(state: TrainState, host_batch: Any) -> tuple[TrainState, StepsReport]:
         state, report = step(state, to_batch(host_batch, state.step))
         report = dataclasses.replace(report, skipped=jnp.sum(host_batch.broken >= 0).astype(jnp.float32))
         return state, StepsReport(jnp.int32(1), jax.tree.map(lambda value: jnp.asarray(value)[None], report))

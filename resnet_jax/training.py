@@ -150,16 +150,10 @@ def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[AnyTrainer, 
     """
     if config.detects:
         annotated = load_annotated(config)
-        problems = annotated.problems
-        notes = (
-            [
-                f"{problems[0]}: left out, and {len(problems) - 1} more: python -m resnet_jax data check {config.data.dir}"
-            ]
-            if problems
-            else []
-        )
-        build, describe = partial(DetectionTrainer, dataset=annotated), partial(describe_detection, config, annotated)
-        check = partial(check_classes, dataset=annotated)
+        notes = _left_out(annotated.problems, config.data.dir)
+        build: Any = partial(DetectionTrainer, dataset=annotated)
+        describe: Any = partial(describe_detection, config, annotated)
+        check: Any = partial(check_classes, dataset=annotated)
     else:
         dataset = load_data(config)
         notes = _untested(dataset.untested)
@@ -174,6 +168,13 @@ def _prepare(config: Config, workdir: Path, resumes: bool) -> tuple[AnyTrainer, 
         check_same_network(trained, config)
     inputs = describe(trained.origin.inputs.preprocessing if trained else None)
     return build(config, inputs), trained, notes
+
+
+def _left_out(problems: tuple[str, ...], data_dir: str) -> list[str]:
+    if not problems:
+        return []
+    more = f" and {len(problems) - 1} more left out" if len(problems) > 1 else " left out"
+    return [f"{problems[0]};{more}: python -m resnet_jax data check {data_dir}"]
 
 
 def _untested(classes: tuple[str, ...]) -> list[str]:

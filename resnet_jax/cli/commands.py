@@ -1,4 +1,4 @@
-"""python -m resnet_jax summary|import|export|predict|checkpoints|data|paper|responses|report ..."""
+"""python -m resnet_jax summary|import|export|predict|detect|checkpoints|data|paper|responses|report ..."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Literal
 
 from resnet_jax.cli.arguments import ArgumentParser
 from resnet_jax.cli.data import add_commands as add_data_commands
+from resnet_jax.cli.detect import add_command as add_detect_command
 from resnet_jax.cli.predict import add_command as add_predict_command
 from resnet_jax.errors import UserError, optional
 from resnet_jax.paper.items import NAMES
@@ -141,6 +142,8 @@ def make_parser() -> ArgumentParser:
     command.set_defaults(run=_checkpoints)
 
     add_predict_command(commands)
+
+    add_detect_command(commands)
 
     add_data_commands(commands)
 

@@ -31,7 +31,8 @@ class Annotation(NamedTuple):
 class AnnotatedImages(Protocol):
     """Images as their files hold them, and their annotations; worker processes get a copy (by pickle)."""
 
-    annotations: Sequence[Annotation]
+    @property
+    def annotations(self) -> Sequence[Annotation]: ...
 
     def __len__(self) -> int: ...
 

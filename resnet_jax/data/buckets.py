@@ -29,7 +29,7 @@ class Buckets:
     longer_side: int
 
     def scale(self, height: int, width: int) -> float:
-        """Return by how much an image is resized: its shorter side, or else its longer one, becomes that of an array."""
+        """Return by how much an image is resized: its shorter side, or else its longer one, becomes the array's."""
         scale = self.shorter_side / min(height, width)
         return self.longer_side / max(height, width) if round(scale * max(height, width)) > self.longer_side else scale
 
@@ -128,8 +128,8 @@ def stacked(rows: Sequence[Boxed]) -> tuple[np.ndarray, ...]:
 class TrainBatches:
     """The batch of each step: all its images are lying, or all are upright.
 
-    The two groups take turns in proportion to their images. Each is an endless stream of permutations, cut into batches,
-    of every image as it is and mirrored: nothing is dropped.
+    The two groups take turns in proportion to their images. Each is an endless stream of permutations of every image,
+    as it is and mirrored, cut into batches: nothing is dropped.
 
     Attributes:
       reader: of the rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from resnet_jax.config import Config, check_applies
+from resnet_jax.data.annotated import AnnotatedDataset
 from resnet_jax.data.small_images import into_memory
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.splits import split_validation
@@ -102,7 +103,7 @@ def balanced_weights(dataset: AnyDataset) -> np.ndarray:
     return (counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)) * (counts > 0)).astype(np.float32)
 
 
-def check_classes(inputs: Inputs, dataset: AnyDataset | LabelledImages) -> None:
+def check_classes(inputs: Inputs, dataset: AnyDataset | LabelledImages | AnnotatedDataset) -> None:
     """Raise UserError if a data set has other classes than the weights."""
     numbered = tuple(map(str, range(len(dataset.class_names))))  # as imported weights have them, without names
     # Whose folders are called n01440764 and so on, and whose weights all have the same order of classes.

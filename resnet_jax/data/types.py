@@ -108,7 +108,8 @@ class TrainingData(abc.ABC):
     most_steps = 1
     streamed = False
 
-    def __init__(self, dataset: AnyDataset):
+    def __init__(self, dataset: Any):
+        """Take what has train, test and validation."""
         splits = {"train": dataset.train, "test": dataset.test, "validation": dataset.validation}
         self.splits: dict[str, Any] = {name: split for name, split in splits.items() if split is not None}
         self.held_out = tuple(name for name in self.splits if name != "train")

@@ -1,7 +1,7 @@
 """Boxes: overlap, the coding that networks are trained on, clipping.
 
-A box is x1, y1, x2, y2. As in 2015 the last pixel belongs to it, so that it is x2 - x1 + 1 wide; `one` is what is added:
-0.0 makes boxes continuous, as later code has them.
+A box is x1, y1, x2, y2. As in 2015 the last pixel belongs to it, so that it is x2 - x1 + 1 wide; `one` is what is
+added: 0.0 makes boxes continuous, as later code has them.
 """
 
 from __future__ import annotations

@@ -59,6 +59,5 @@ def find(
     scores = jnp.take_along_axis(scores, order, 1)
     boxes = jnp.take_along_axis(boxes, order[..., None], 1)
     kept = jax.vmap(partial(suppress, threshold=nms))(boxes, scores > 0)
-    classes, regions_of_class = scores.shape
     best, place = jax.lax.top_k(jnp.where(kept, scores, 0).reshape(-1), min(most, scores.size))
-    return Found(boxes.reshape(-1, 4)[place], best, (place // regions_of_class).astype(jnp.int32))
+    return Found(boxes.reshape(-1, 4)[place], best, (place // scores.shape[1]).astype(jnp.int32))

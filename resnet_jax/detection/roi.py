@@ -34,7 +34,7 @@ def roi_pool(feature_map: jax.Array, rois: jax.Array, scale: float, size: int) -
 
 
 def bin_edges(longest: int, size: int) -> np.ndarray:
-    """Return first and last + 1 cell of each bin of a region of n cells, n = 0 ... longest: [longest + 1, 2, size] int32.
+    """Return first and last + 1 cell of each bin of a region of n cells, by n: [longest + 1, 2, size] int32.
 
     Computed as Caffe does, in float32: i * (n / size) there is sometimes below or above the whole number that it would
     be exactly, as of 57 and 62 cells. A table, because other processors may divide otherwise.
@@ -71,7 +71,7 @@ def _bins(shape: tuple[int, ...], rois: jax.Array, scale: float, size: int) -> j
 
 
 def _windows(feature_map: jax.Array, levels: tuple[int, int]) -> list[list[jax.Array]]:
-    """Return the maxima [H, W, C] of windows of 2^j x 2^k cells that begin at each cell; those over a border end there."""
+    """Return the maxima [H, W, C] of windows of 2^j x 2^k cells that begin at each cell, and end at the border."""
     rows = [feature_map]
     for j in range(1, levels[0]):
         rows.append(_of_two(rows[-1], 0, 2 ** (j - 1)))
@@ -149,9 +149,7 @@ def _backward(levels: tuple[int, int], saved: Any, gradient: jax.Array) -> tuple
         total = total.at[places[number]].add(jnp.where(chosen == number, gradient, 0))
     of_windows = total.reshape(*levels, height, width, channels)
     windows = _windows(feature_map, levels)
-    by_row = []
-    for j in range(levels[0]):
-        by_row.append(_fold(windows[j], [of_windows[j, k] for k in range(levels[1])], axis=1))
+    by_row = [_fold(windows[j], [of_windows[j, k] for k in range(levels[1])], axis=1) for j in range(levels[0])]
     of_cells = _fold([row[0] for row in windows], by_row, axis=0)
     return of_cells.astype(feature_map.dtype), None
 

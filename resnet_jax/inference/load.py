@@ -16,6 +16,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import Model, abstract_variables, build_model, stack_blocks
+from resnet_jax.models.detector import NEW_LAYERS, SMALL_IMAGE, Detector, build_detector
 from resnet_jax.optim import HEADS
 from resnet_jax.run.checkpoint import read_state
 from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own
@@ -41,10 +42,12 @@ class Origin:
 class Trained(NamedTuple):
     """A network with its weights: `model.apply(variables, preprocess(images, origin), train=False)`.
 
+    Of detection it is a Detector, for inference.detect.detect().
+
     On GPUs and TPUs that rounds products unless it is inside `jax.default_matmul_precision("highest")`, as eval.py is.
     """
 
-    model: Model
+    model: Any  # Model, or Detector
     variables: dict[str, Any]
     origin: Origin
 
@@ -69,7 +72,7 @@ def load(source: str | Path, *, step: int | None = None, scan_blocks: bool = Fal
     described = _describe(path) if path.is_file() else None
     config, inputs = (described.config, described.inputs) if described else (load_config(path), load_inputs(path))
     model_config = dataclasses.replace(config.model, scan_blocks=scan_blocks, remat=False)
-    model = build_model(model_config, len(inputs.class_names))
+    model = build_network(dataclasses.replace(config, model=model_config), len(inputs.class_names))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if described:
         if step not in (None, described.step):
@@ -77,11 +80,20 @@ def load(source: str | Path, *, step: int | None = None, scan_blocks: bool = Fal
         variables = read_own(path, described)
         variables = jax.device_put(stack_blocks(variables) if scan_blocks else variables, device)
         return Trained(model, variables, Origin(config, described.step, inputs, described.more))
-    shapes = abstract_variables(model, inputs.image_shape)
+    shapes = abstract_variables(model, SMALL_IMAGE if config.detects else inputs.image_shape)
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
     step = intact_step(path, step)
     variables = read_state(path, step, wanted, partial=True)  # whatever the optimizer was
     return Trained(model, variables, Origin(config, step, inputs))
+
+
+def build_network(config: Config, num_classes: int) -> Model | Detector:
+    """Build the configured classifier, or detector.
+
+    Raises:
+      UserError: there is no such network.
+    """
+    return build_detector(config, num_classes) if config.detects else build_model(config.model, num_classes)
 
 
 def read_config(source: str | Path) -> Config:
@@ -169,6 +181,8 @@ def check_same_network(trained: Trained, config: Config) -> None:
 def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]:
     """Replace `params` and `batch_stats` of a new network, but for a last layer of other classes.
 
+    Those of a classifier fit the trunk and the tail of a detector by their names; its other layers stay new.
+
     Args:
       trained: loaded with the scan_blocks of the new network.
       variables: of the new network, on its devices.
@@ -176,11 +190,25 @@ def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]
     Raises:
       UserError: other layers differ.
     """
-    params, theirs = flatten_dict(variables["params"]), flatten_dict(trained.variables["params"])
-    differing = {path[0] for path in params if path not in theirs or params[path].shape != theirs[path].shape}
+    detects = "trunk" in variables["params"] and not isinstance(trained.model, Detector)
+
+    def found(collection: str) -> dict[tuple[str, ...], Any]:
+        theirs = flatten_dict(trained.variables[collection])
+        if not detects:
+            return theirs
+        of_parts = flatten_dict(variables[collection])
+        return {path: theirs[path[1:]] for path in of_parts if path[0] in ("trunk", "tail") and path[1:] in theirs}
+
+    params, theirs = flatten_dict(variables["params"]), found("params")
+    differing = {path for path in params if path not in theirs or params[path].shape != theirs[path].shape}
+    layers = {path[1 if path[0] in ("trunk", "tail") else 0] for path in differing}
     new = set() if trained.origin.inputs.class_names else {"fc6", "fc7"}  # a backbone has none of VGG's last layers
-    if differing - set(HEADS) - new:
-        raise UserError(f"--init-from does not fit the network: {', '.join(sorted(differing))} differ")
-    adopted = {path: old if path[0] in differing else theirs[path] for path, old in params.items()}
-    weights = {"params": unflatten_dict(adopted), "batch_stats": trained.variables["batch_stats"]}
+    if detects:
+        new |= set(NEW_LAYERS)
+    if layers - set(HEADS) - new:
+        raise UserError(f"--init-from does not fit the network: {', '.join(sorted(layers - set(HEADS) - new))} differ")
+    # A layer is new as a whole.
+    heads = {path[0] for path in differing if path[0] in HEADS}
+    adopted = {path: old if path in differing or path[0] in heads else theirs[path] for path, old in params.items()}
+    weights = {"params": unflatten_dict(adopted), "batch_stats": unflatten_dict(found("batch_stats"))}
     return jax.tree.map(lambda leaf, old: jax.device_put(np.asarray(leaf), old.sharding), weights, variables)

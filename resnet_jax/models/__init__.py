@@ -107,7 +107,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Model:
     return model.clone(filters=tuple(max(1, round(config.width * filters)) for filters in model.filters))
 
 
-def abstract_variables(model: Model, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+def abstract_variables(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """Return the shapes of `params` and `batch_stats` for images (H, W, C); nothing is computed."""
     images = jnp.zeros((1, *image_shape))
     shapes = jax.eval_shape(lambda key: model.init(key, images, train=False), jax.random.key(0))

@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.config import DetectionConfig, ModelConfig
+from resnet_jax.config import Config, DetectionConfig
 from resnet_jax.detection.anchors import base_anchors, grid_anchors
 from resnet_jax.detection.roi import roi_pool
+from resnet_jax.errors import UserError
+from resnet_jax.models import build_model, freeze_all_but
+from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.borders import Borders
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.vgg import VGG
 
 STRIDE = 16  # pixels of the image to one step of the map: of conv4_x, and of conv5_3 of VGG
+SMALL_IMAGE = (64, 64, 3)  # to initialize with: no shape of a parameter depends on it
 NEW_LAYERS = ("rpn", "scores", "deltas")  # what no classifier has
 
 
@@ -169,6 +173,16 @@ def make_detector(classifier: ResNet | VGG, num_classes: int, config: DetectionC
     )
 
 
-def can_detect(config: ModelConfig) -> bool:
-    """Tell whether a detector can stand on such a network: its map has a stride of 16."""
-    return config.family in ("imagenet", "vgg")
+def build_detector(config: Config, num_classes: int) -> Detector:
+    """Build the configured detector.
+
+    Raises:
+      UserError: there is no such network, or none that a detector can stand on.
+    """
+    if config.model.family not in ("imagenet", "vgg"):  # whose maps have a stride of 16
+        raise UserError(
+            f"--model.family {config.model.family}: a detector needs a network for ImageNet: imagenet or vgg"
+        )
+    classifier = freeze_all_but(build_model(config.model, 0), config.optim.trainable)
+    # Each device computes its own images: their convolutions are not spread over several.
+    return make_detector(for_this_backend(classifier, parts=1), num_classes, config.detection)

@@ -218,7 +218,7 @@ class RunLog(Log):
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Give numbers by class a name each."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat

@@ -195,7 +195,8 @@ class Monitor:
         self._log.advance(
             step,
             f"lr {last.learning_rate:g}  loss {last.metrics.mean_loss:.3f}"
-            f"  error {float(last.metrics.batch_error):.1f} %  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
+            f"  error {float(last.metrics.batch_error):.1f} %"
+            f"  {last.metrics.images / self._seconds_per_step:,.0f} images/s",
         )
 
     def _check_finite(self, report: StepMetrics) -> None:
