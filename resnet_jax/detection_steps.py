@@ -170,7 +170,7 @@ def find_in_images(
         of_regions: Any = model.apply(variables, of_images.feature_map, regions, train=False, method="of_regions")
         regions = regions / batch.scales[:, None, None]
         how: Any = {name: getattr(config, name) for name in ("target_std", "nms", "threshold", "most")}
-        found = jax.vmap(partial(find, **how))(*of_regions, regions, ok, batch.original)
+        found: Any = jax.vmap(lambda *of_image: find(*of_image, **how))(*of_regions, regions, ok, batch.original)
     return FoundInImages(found, regions, ok)
 
 
