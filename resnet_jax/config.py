@@ -374,6 +374,11 @@ def _check_detection(config: Config) -> None:
         )
     if config.detects and detection.schedule == "alternating":
         steps = 2 * (sum(detection.rpn_steps) + sum(detection.region_steps))
+        if config.optim.boundaries:
+            raise UserError(
+                "--detection.schedule alternating has its own drops of the rate (--detection.rpn-steps,"
+                " --detection.region-steps): give --optim.boundaries without numbers"
+            )
         if config.run.steps != steps:
             raise UserError(
                 f"the four stages of --detection.schedule alternating have {steps} steps: give --run.steps {steps}"

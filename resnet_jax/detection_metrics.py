@@ -58,7 +58,7 @@ class DetectionMetrics:
     @property
     def batch_error(self) -> Any:
         """Wrongly classified regions, in %."""
-        return 100 * self.wrong / self.regions
+        return 100 * self.wrong / (self.regions + (self.regions == 0))
 
     def values(self, num_classes: int) -> dict[str, Any]:
         """Return what a record of the training holds."""

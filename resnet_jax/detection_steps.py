@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from resnet_jax.detection.results import Found, find
 from resnet_jax.detection.targets import Objects, sample_anchors, sample_regions
 from resnet_jax.detection_metrics import LOSSES, DetectionMetrics
 from resnet_jax.gradients import Computed
-from resnet_jax.models.detector import Detector
+from resnet_jax.models.detector import Detector, OfImages
 from resnet_jax.models.precision import full_float32, precision_of_training
 
 
@@ -33,9 +33,11 @@ def detection_gradients(
     model: Detector,
     config: DetectionConfig,
     filled: bool,
+    losses: Literal["both", "rpn", "regions"] = "both",
+    separate: bool = False,
     precision: Precision = "default",
 ) -> Computed:
-    """Differentiate the four losses of a batch, the mean over its images.
+    """Differentiate the losses of a batch, the mean over its images.
 
     Args:
       params, batch_stats: of the detector.
@@ -43,9 +45,10 @@ def detection_gradients(
       key: random key, from which that of each image follows by its row.
       model, config: what is trained.
       filled: whether all images fill their arrays.
+      losses, separate: see Stage.
       precision: of convolutions and matrix products; see OptimConfig.
     """
-    loss = partial(_loss, model=model, config=config, filled=filled)
+    loss = partial(_loss, model=model, config=config, filled=filled, which=losses, separate=separate)
     with precision_of_training(precision):
         grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(params, batch_stats, batch, key)
     return Computed(grads, metrics, batch_stats)
@@ -60,69 +63,73 @@ def _loss(
     model: Detector,
     config: DetectionConfig,
     filled: bool,
+    which: str,
+    separate: bool,
 ) -> tuple[jax.Array, tuple[DetectionMetrics, Any]]:
     apply = partial(model.apply, train=True, mutable=["batch_stats"])
-    rngs = {"dropout": jax.random.fold_in(key, 2**31 - 1 - batch.row[0])}
     variables = {"params": params, "batch_stats": batch_stats}
-    of_images, updates = apply(variables, batch.images, None if filled else batch.sizes, method="of_images")
+    sizes = None if filled else batch.sizes
+    of_images, updates = apply(variables, batch.images, sizes, separate=separate, method="of_images")
+    stats = {**batch_stats, **updates.get("batch_stats", {})}
     anchors = jnp.asarray(model.anchors(*of_images.feature_map.shape[1:3]))
-
-    def sample(row: jax.Array, logits: jax.Array, deltas: jax.Array, objects: Objects, size: Any, scale: Any) -> Any:
-        keys = jax.random.split(jax.random.fold_in(key, row))
-        of_anchors = sample_anchors(
-            keys[0],
-            anchors,
-            objects,
-            size,
+    objects = Objects(batch.boxes, batch.classes)
+    keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(batch.row)
+    zero = jnp.zeros(len(batch.row))
+    losses = dict.fromkeys(LOSSES, zero)
+    positives = foreground = regions = wrong = jnp.float32(0)
+    if which != "regions":
+        draw = partial(
+            sample_anchors,
             samples=config.rpn_samples,
             positive=config.rpn_positive,
             negative=config.rpn_negative,
         )
-        before, after = config.train_proposals
-        boxes, ok = propose(
-            logits,
-            deltas,
-            anchors,
-            size,
-            scale,
-            before=before,
-            after=after,
-            threshold=config.rpn_nms,
-            min_size=config.min_size,
-        )
-        of_regions = sample_regions(
-            keys[1],
-            boxes,
-            ok,
-            objects,
+        of_anchors = jax.vmap(draw, in_axes=(0, None, 0, 0))(keys[:, 0], anchors, objects, batch.sizes)
+        rpn = jax.vmap(rpn_losses)(of_images.logits, of_images.deltas, of_anchors)
+        losses |= dict(zip(LOSSES[:2], rpn, strict=True))
+        positives = of_anchors.positive.sum().astype(jnp.float32)
+    if which != "rpn":
+        boxes, ok = _proposals(of_images, anchors, batch, config, config.train_proposals)
+        choose = partial(
+            sample_regions,
             samples=config.regions,
             foreground=config.foreground,
             background_iou=config.background_iou,
             target_std=config.target_std,
         )
-        return of_anchors, of_regions
-
-    objects = Objects(batch.boxes, batch.classes)
-    heads = jax.lax.stop_gradient((of_images.logits, of_images.deltas))
-    of_anchors, of_regions = jax.vmap(sample)(batch.row, *heads, objects, batch.sizes, batch.scales)
-    variables = {"params": params, "batch_stats": {**batch_stats, **updates.get("batch_stats", {})}}
-    (logits, deltas), updates = apply(
-        variables, of_images.feature_map, of_regions.boxes, method="of_regions", rngs=rngs
-    )
-    rpn = jax.vmap(rpn_losses)(of_images.logits, of_images.deltas, of_anchors)
-    regions = jax.vmap(region_losses)(logits, deltas, of_regions)
-    losses = dict(zip(LOSSES, (*rpn, *regions), strict=True))
-    wrong = of_regions.counts & (logits.argmax(-1) != of_regions.classes)
+        of_regions = jax.vmap(choose)(keys[:, 1], boxes, ok, objects)
+        (logits, deltas), updates = apply(
+            {"params": params, "batch_stats": stats},
+            of_images.feature_map,
+            of_regions.boxes,
+            method="of_regions",
+            rngs={"dropout": jax.random.fold_in(key, 2**31 - 1 - batch.row[0])},
+        )
+        stats = {**stats, **updates.get("batch_stats", {})}
+        losses |= dict(zip(LOSSES[2:], jax.vmap(region_losses)(logits, deltas, of_regions), strict=True))
+        foreground = (of_regions.counts & (of_regions.classes > 0)).sum().astype(jnp.float32)
+        regions = of_regions.counts.sum().astype(jnp.float32)
+        wrong = (of_regions.counts & (logits.argmax(-1) != of_regions.classes)).sum().astype(jnp.float32)
     metrics = DetectionMetrics(
-        losses={name: values.sum() for name, values in losses.items()},
-        positives=of_anchors.positive.sum().astype(jnp.float32),
-        foreground=(of_regions.counts & (of_regions.classes > 0)).sum().astype(jnp.float32),
-        regions=of_regions.counts.sum().astype(jnp.float32),
-        wrong=wrong.sum().astype(jnp.float32),
+        {name: values.sum() for name, values in losses.items()},
+        positives=positives,
+        foreground=foreground,
+        regions=regions,
+        wrong=wrong,
         count=jnp.float32(len(batch.row)),
     )
-    stats = {**variables["batch_stats"], **updates.get("batch_stats", {})}
     return jnp.stack([values.mean() for values in losses.values()]).sum(), (metrics, stats)
+
+
+def _proposals(
+    of_images: OfImages, anchors: jax.Array, batch: Boxed, config: DetectionConfig, numbers: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """Return the proposals of each image: [B, after, 4], and which of them there are [B, after]."""
+    before, after = numbers
+    how: Any = {"before": before, "after": after, "threshold": config.rpn_nms, "min_size": config.min_size}
+    return jax.vmap(lambda logits, deltas, size, scale: propose(logits, deltas, anchors, size, scale, **how))(
+        of_images.logits, of_images.deltas, batch.sizes, batch.scales
+    )
 
 
 def to_batch(batch: Boxed, preprocessing: Preprocessing) -> Boxed:
@@ -152,22 +159,16 @@ def find_in_images(
     config: DetectionConfig,
     preprocessing: Preprocessing,
     filled: bool,
+    separate: bool = False,
 ) -> FoundInImages:
-    """Find the objects in a batch of images, in full float32."""
+    """Find the objects in a batch of images, in full float32; see detection_gradients()."""
     batch = to_batch(batch, preprocessing)
+    apply = partial(model.apply, variables, train=False)
     with full_float32():
-        of_images: Any = model.apply(
-            variables, batch.images, None if filled else batch.sizes, train=False, method="of_images"
-        )
+        of_images: Any = apply(batch.images, None if filled else batch.sizes, separate=separate, method="of_images")
         anchors = jnp.asarray(model.anchors(*of_images.feature_map.shape[1:3]))
-        before, after = config.test_proposals
-
-        def proposals_of(logits: jax.Array, deltas: jax.Array, size: Any, scale: Any) -> Any:
-            how = {"threshold": config.rpn_nms, "min_size": config.min_size}
-            return propose(logits, deltas, anchors, size, scale, before=before, after=after, **how)
-
-        regions, ok = jax.vmap(proposals_of)(of_images.logits, of_images.deltas, batch.sizes, batch.scales)
-        of_regions: Any = model.apply(variables, of_images.feature_map, regions, train=False, method="of_regions")
+        regions, ok = _proposals(of_images, anchors, batch, config, config.test_proposals)
+        of_regions: Any = apply(of_images.feature_map, regions, method="of_regions")
         regions = regions / batch.scales[:, None, None]
         how: Any = {name: getattr(config, name) for name in ("target_std", "nms", "threshold", "most")}
         found: Any = jax.vmap(lambda *of_image: find(*of_image, **how))(*of_regions, regions, ok, batch.original)

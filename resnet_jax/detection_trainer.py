@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import optax
 
 from resnet_jax.config import Config
 from resnet_jax.data.annotated import AnnotatedDataset, Boxed
 from resnet_jax.data.detection import DetectionData
 from resnet_jax.data.types import Inputs
 from resnet_jax.detection_metrics import DetectionScore, score
+from resnet_jax.detection_stages import Stage, stage_of, stages
 from resnet_jax.detection_steps import detection_gradients, to_batch
 from resnet_jax.errors import UserError
 from resnet_jax.gradients import ComputeGradients, accumulate
@@ -54,26 +58,47 @@ class DetectionTrainer:
         self.model = build_detector(config, len(inputs.class_names))
         self.replicated, self.by_image = make_shardings()
         self.data = DetectionData(dataset, config, by_image=self.by_image)
-        schedule = build_schedule(config.optim, config.run.steps)
-        self._optimizer = build_optimizer(config.optim, schedule, self.model.trainable)
         key = jax.random.key(config.run.seed)
         self._init_key, _ = jax.random.split(key)
+        self._step_key = jax.random.fold_in(key, 2)
+        self._step = 0  # that the next one follows
+        self._optimizer = self._stage_optimizer(stages(config)[0])
+        self._programs: dict[tuple[Any, ...], Any] = {}  # by stage and shape
+        self._find = functools.cache(self._make_find)
+
+    def _stage_optimizer(self, stage: Stage) -> optax.GradientTransformationExtraArgs:
+        """Build the optimizer of a stage, which counts its steps from 0."""
+        return build_optimizer(self.config.optim, self._stage_schedule(stage), partial(stage.trainable, self.model))
+
+    def _stage_schedule(self, stage: Stage) -> optax.Schedule:
+        optim = dataclasses.replace(self.config.optim, boundaries=stage.drops)
+        return build_schedule(optim, stage.end - stage.begin)
+
+    def train_step(self, stage: Stage) -> TrainStep:
+        """Return the step of a stage: (state, batch) -> (state, StepMetrics); pure, to be jitted."""
+        config, schedule = self.config, self._stage_schedule(stage)
         compute: ComputeGradients = partial(
             detection_gradients,
             model=self.model,
             config=config.detection,
             filled=self.data.filled,
+            losses=stage.losses,
+            separate=stage.separate,
             precision=config.optim.precision,
         )
         if config.optim.accumulation_steps > 1:
             compute = accumulate(compute, config.optim.accumulation_steps, 1)
-        mesh = self.by_image.mesh if devices > 1 else None
-        self.train_step = TrainStep(compute, self._optimizer, schedule, jax.random.fold_in(key, 2), mesh)
-        steps = make_streamed_step(self.train_step, lambda batch, _: to_batch(batch, inputs.preprocessing))
-        self.train_program: Any = jax.jit(steps, donate_argnums=0, out_shardings=self.replicated)
-        self._compiled: dict[tuple[int, ...], Any] = {}
-        trained = Trained(self.model, {}, Origin(config, 0, inputs))
-        self._find = make_find(trained, config.detection, filled=self.data.filled)
+        return TrainStep(
+            compute,
+            self._stage_optimizer(stage),
+            lambda step: schedule(step - stage.begin),
+            self._step_key,
+            self.by_image.mesh if jax.device_count() > 1 else None,
+        )
+
+    def _make_find(self, separate: bool) -> Any:
+        trained = Trained(self.model, {}, Origin(self.config, 0, self.inputs))
+        return make_find(trained, self.config.detection, filled=self.data.filled, separate=separate)
 
     def initial_state(self) -> TrainState:
         """Initialize parameters and optimizer on the devices."""
@@ -92,21 +117,39 @@ class DetectionTrainer:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), shapes)
 
     def begin(self, state: TrainState) -> None:
-        """Compile the next step of `state`, and go to its images; those of the other shape are compiled later."""
-        (batch,) = self.data.begin(int(state.step))
+        """Compile the next step of `state`, and go to its images; other shapes and stages are compiled later."""
+        self._step = int(state.step)
+        (batch,) = self.data.begin(self._step)
         self._program(state, batch)
 
     def _program(self, state: TrainState, batch: Boxed) -> Any:
-        shape = batch.images.shape
-        if shape not in self._compiled:
-            self._compiled[shape] = self.train_program.lower(state, batch).compile()
-            check_memory(self._compiled[shape], "a training step", training_remedies(self.config))
-        return self._compiled[shape]
+        """Return the compiled program of the next step."""
+        stage = stage_of(self.config, self._step + 1)
+        key = (stage, batch.images.shape)
+        if key not in self._programs:
+            preprocessing = self.inputs.preprocessing
+            steps = make_streamed_step(self.train_step(stage), lambda batch, _: to_batch(batch, preprocessing))
+            program: Any = jax.jit(steps, donate_argnums=0, out_shardings=self.replicated)
+            self._programs[key] = program.lower(state, batch).compile()
+            check_memory(self._programs[key], "a training step", training_remedies(self.config))
+        return self._programs[key]
 
     def train(self, state: TrainState, count: int) -> tuple[TrainState, StepsReport]:
         """Make the next step after begin() without waiting for it. The buffers of `state` are used up."""
+        stage = stage_of(self.config, self._step + 1)
+        if 0 < self._step == stage.begin:
+            state = self._begin_stage(state, stage)
         (batch,) = self.data.train_arrays(count)
-        return self._program(state, batch)(state, batch)
+        result = self._program(state, batch)(state, batch)
+        self._step += 1
+        return result
+
+    def _begin_stage(self, state: TrainState, stage: Stage) -> TrainState:
+        """Return the state with a new optimizer, and with new weights for the layers that begin anew."""
+        initial = self.initial_state()
+        params = {**state.params, **{name: initial.params[name] for name in stage.renews}}
+        opt_state = jax.jit(self._stage_optimizer(stage).init, out_shardings=self.replicated)(params)
+        return dataclasses.replace(state, params=params, opt_state=opt_state)
 
     def evaluate(
         self, state: TrainState, split: str, stop: Callable[[], object] = lambda: False
@@ -114,12 +157,12 @@ class DetectionTrainer:
         """Find the objects of every image of a held-out split; None if stop() becomes true, asked before each batch."""
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         remedies = [f"--data.eval-batch-size below {self.config.data.eval_batch_size}"]
-        results = Results()
+        results, find = Results(), self._find(stage_of(self.config, int(state.step)).separate)
         with contextlib.closing(self.data.eval_arrays(split)) as batches, explained("an evaluation", remedies):
             for batch in batches:
                 if stop():
                     return None
-                results.add(batch, self._find(variables, batch))
+                results.add(batch, find(variables, batch))
         eleven_point = self.config.detection.metric == "voc07"
         return score(
             self.data.splits[split],

@@ -46,3 +46,36 @@ def imagenet_recipe(depth: int, shortcut: Shortcut) -> Config:
         # "for up to 60 x 10^4 iterations"
         run=RunConfig(steps=600_000, log_every=100, eval_every=5_000, save_every=5_000),
     )
+
+
+def voc_recipe(family: Literal["imagenet", "vgg"], depth: int) -> Config:
+    """Return the configuration of Faster R-CNN on PASCAL VOC 2007 and 2012 (Table 7, appendix A).
+
+    Begin with a classifier: --init-from. The paper trains in four stages; both networks in each step is what its
+    authors' later code does (--detection.schedule alternating is the paper's).
+
+    Args:
+      family: "imagenet" or "vgg".
+      depth: 101 or 16.
+    """
+    # "the BN layers become linear activations with constant offsets and scales"; what is frozen below conv3_x is that
+    # of the authors' later detector (R-FCN), as the paper does not say.
+    trainable = ("conv3", "conv4", "conv5", "fc6", "fc7") if family == "vgg" else ("stage2", "stage3", "stage4")
+    return Config(
+        model=ModelConfig(family=family, depth=depth, shortcut="none" if family == "vgg" else "B", frozen_bn=True),
+        data=DataConfig(
+            name="voc",
+            train_sets=("2007_trainval", "2012_trainval"),
+            test_sets=("2007_test",),
+            batch_size=1,
+            eval_batch_size=1,
+        ),
+        optim=OptimConfig(
+            learning_rate=0.001,
+            boundaries=(80_000,),
+            weight_decay=5e-4,
+            bias_factor=2.0,
+            trainable=(*trainable, "head"),
+        ),
+        run=RunConfig(steps=110_000, log_every=100, eval_every=10_000, save_every=5_000),
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
 
 
@@ -18,7 +19,9 @@ def write_set(folder: Path, sets: dict[str, list[str]]) -> Path:
     return folder
 
 
-def write_image(folder: Path, id: str, size: tuple[int, int], objects: list[tuple[str, tuple[int, int, int, int], bool]]):
+def write_image(
+    folder: Path, id: str, size: tuple[int, int], objects: list[tuple[str, tuple[int, int, int, int], bool]]
+):
     """Write an image of (height, width) with filled rectangles, and its annotation.
 
     Args:
@@ -33,7 +36,7 @@ def write_image(folder: Path, id: str, size: tuple[int, int], objects: list[tupl
     elements = []
     for name, (x1, y1, x2, y2), difficult in objects:
         pixels[max(y1 - 1, 0) : y2, max(x1 - 1, 0) : x2] = _COLOURS.get(name, (250, 250, 30))
-        box = "".join(f"<{side}>{v}</{side}>" for side, v in zip(("xmin", "ymin", "xmax", "ymax"), (x1, y1, x2, y2)))
+        box = "".join(f"<{side}>{v}</{side}>" for side, v in zip(_SIDES, (x1, y1, x2, y2), strict=True))
         elements.append(
             f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>{box}</bndbox></object>"
         )

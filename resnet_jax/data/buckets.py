@@ -108,11 +108,11 @@ class Reader:
         array = np.zeros((*self.buckets.shape(upright=self.buckets.upright(height, width)), 3), np.uint8)
         array[: size[0], : size[1]] = resize(pixels, scale, size)
         kept = np.flatnonzero(~annotation.difficult)[: self.most]
-        found = np.zeros((self.most, 4), np.float32)
-        found[: len(kept)] = boxes[kept] * np.float32(scale)
+        placed = np.zeros((self.most, 4), np.float32)
+        placed[: len(kept)] = boxes[kept] * np.float32(scale)
         classes = np.zeros(self.most, np.int32)
         classes[: len(kept)] = annotation.classes[kept] + 1
-        return self._row(array, size, (height, width), scale, found, classes, row, index, -1)
+        return self._row(array, size, (height, width), scale, placed, classes, row, index, -1)
 
     def nothing(self, row: int, broken: int, *, upright: bool) -> Boxed:
         """Return a row that fills up."""

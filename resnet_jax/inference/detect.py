@@ -18,6 +18,7 @@ from resnet_jax.data.buckets import Buckets, Reader, test_batches
 from resnet_jax.data.decode import BrokenImageError, encode_raw, open_image
 from resnet_jax.data.read_ahead import Batches
 from resnet_jax.detection_metrics import Detections
+from resnet_jax.detection_stages import stage_of
 from resnet_jax.detection_steps import FoundInImages, by_device, find_in_images
 from resnet_jax.errors import UserError, reason
 from resnet_jax.inference.load import Trained
@@ -59,13 +60,14 @@ class Results:
             self.proposals[int(numbers[row])] = np.asarray(results.proposals)[row][results.ok[row]]
 
 
-def make_find(trained: Trained, config: DetectionConfig, *, filled: bool = False) -> Any:
+def make_find(trained: Trained, config: DetectionConfig, *, filled: bool = False, separate: bool = False) -> Any:
     """Return find(variables, batch) -> FoundInImages, jitted; each image is computed on the device that it lies on.
 
     Args:
       trained: a detector.
       config: how boxes are found.
       filled: whether all images fill their arrays.
+      separate: whether the RPN still has a trunk of its own.
     """
     _, by_image = make_shardings()
     find = functools.partial(
@@ -74,6 +76,7 @@ def make_find(trained: Trained, config: DetectionConfig, *, filled: bool = False
         config=config,
         preprocessing=trained.origin.inputs.preprocessing,
         filled=filled,
+        separate=separate,
     )
     return jax.jit(by_device(find, by_image.mesh))
 
@@ -101,7 +104,8 @@ def find_objects(
     """
     config = config or trained.origin.config.detection
     buckets = Buckets(config.shorter_side, config.longer_side)
-    find = make_find(trained, config, filled=buckets.filled_by(images))
+    separate = stage_of(trained.origin.config, trained.origin.step).separate
+    find = make_find(trained, config, filled=buckets.filled_by(images), separate=separate)
     replicated, by_image = make_shardings()
     variables = jax.device_put(trained.variables, replicated)
     size, results = round_up(batch_size), Results()

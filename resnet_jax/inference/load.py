@@ -16,7 +16,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.types import Inputs
 from resnet_jax.errors import UserError, did_you_mean
 from resnet_jax.models import Model, abstract_variables, build_model, stack_blocks
-from resnet_jax.models.detector import NEW_LAYERS, SMALL_IMAGE, Detector, build_detector
+from resnet_jax.models.detector import NEW_LAYERS, PARTS, SMALL_IMAGE, Detector, build_detector
 from resnet_jax.optim import HEADS
 from resnet_jax.run.checkpoint import read_state
 from resnet_jax.run.network_file import SUFFIX, Description, read_description, read_own
@@ -197,11 +197,11 @@ def adopt_weights(trained: Trained, variables: dict[str, Any]) -> dict[str, Any]
         if not detects:
             return theirs
         of_parts = flatten_dict(variables[collection])
-        return {path: theirs[path[1:]] for path in of_parts if path[0] in ("trunk", "tail") and path[1:] in theirs}
+        return {path: theirs[path[1:]] for path in of_parts if path[0] in PARTS and path[1:] in theirs}
 
     params, theirs = flatten_dict(variables["params"]), found("params")
     differing = {path for path in params if path not in theirs or params[path].shape != theirs[path].shape}
-    layers = {path[1 if path[0] in ("trunk", "tail") else 0] for path in differing}
+    layers = {path[path[0] in PARTS] for path in differing}
     new = set() if trained.origin.inputs.class_names else {"fc6", "fc7"}  # a backbone has none of VGG's last layers
     if detects:
         new |= set(NEW_LAYERS)

@@ -21,6 +21,7 @@ from resnet_jax.models.vgg import VGG
 
 STRIDE = 16  # pixels of the image to one step of the map: of conv4_x, and of conv5_3 of VGG
 SMALL_IMAGE = (64, 64, 3)  # to initialize with: no shape of a parameter depends on it
+PARTS = ("trunk", "tail", "rpn_trunk")  # whose variables are those of the classifier
 NEW_LAYERS = ("rpn", "scores", "deltas")  # what no classifier has
 
 
@@ -71,6 +72,7 @@ class Detector(nn.Module):
       num_classes: of objects, background not counted.
       anchor_scales, anchor_ratios, rpn_filters: see DetectionConfig.
       pooled_size: bins to a side of a region; conv5_x has a stride of 2, so that 14 become 7.
+      rpn_trunk: a trunk for the RPN alone, which alternating training begins with; None if it has none.
     """
 
     trunk: ResNet | VGG
@@ -80,13 +82,14 @@ class Detector(nn.Module):
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rpn_filters: int = 512
     pooled_size: int = 14
+    rpn_trunk: ResNet | VGG | None = None
 
     def setup(self) -> None:
         self.rpn = RPN(self.rpn_filters, len(self.anchor_scales) * len(self.anchor_ratios))
         self.scores = nn.Dense(self.num_classes + 1, kernel_init=nn.initializers.normal(0.01))
         self.deltas = nn.Dense(4 * (self.num_classes + 1), kernel_init=nn.initializers.normal(0.001))
 
-    def of_images(self, images: jax.Array, sizes: jax.Array | None, *, train: bool) -> OfImages:
+    def of_images(self, images: jax.Array, sizes: jax.Array | None, *, train: bool, separate: bool = False) -> OfImages:
         """Apply trunk and RPN.
 
         Args:
@@ -94,18 +97,21 @@ class Detector(nn.Module):
           sizes: [B, 2] int32, height and width of each image, which lies in the upper left corner of its array; what is
             beyond has no influence. None if all fill their arrays.
           train: see ResNet.
+          separate: whether the RPN takes the map of its own trunk.
         """
         if sizes is None:
-            return self._of_images(images, train=train)
+            return self._of_images(images, train=train, separate=separate)
         borders = Borders(images, sizes)
         with nn.intercept_methods(borders.respect):
-            found = self._of_images(images, train=train)
+            found = self._of_images(images, train=train, separate=separate)
         return found._replace(feature_map=borders.fill(found.feature_map, 0))
 
-    def _of_images(self, images: jax.Array, *, train: bool) -> OfImages:
-        features: Any = self.trunk(images, train=train)
-        feature_map = list(features.values())[-1]
-        return OfImages(feature_map, *self.rpn(feature_map))
+    def _of_images(self, images: jax.Array, *, train: bool, separate: bool) -> OfImages:
+        def last(trunk: Any) -> jax.Array:
+            return list(trunk(images, train=train).values())[-1]
+
+        feature_map = last(self.trunk)
+        return OfImages(feature_map, *self.rpn(last(self.rpn_trunk) if separate else feature_map))
 
     def of_regions(self, feature_map: jax.Array, regions: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
         """Pool regions and classify them.
@@ -129,7 +135,7 @@ class Detector(nn.Module):
 
     def __call__(self, images: jax.Array, *, train: bool) -> Any:
         """Apply all layers to images and one region of each: this is for initialization."""
-        found = self.of_images(images, None, train=train)
+        found = self.of_images(images, None, train=train, separate=self.rpn_trunk is not None)
         height, width = images.shape[1:3]
         whole = jnp.array([0, 0, width - 1, height - 1], jnp.float32)
         return found, self.of_regions(found.feature_map, jnp.tile(whole, (len(images), 1, 1)), train=train)
@@ -143,7 +149,7 @@ class Detector(nn.Module):
         """Return a tree like `params` of bools: False for what training leaves as it is (frozen_bn, frozen)."""
         head = "head" not in self.trunk.frozen
         mask = {name: jax.tree.map(lambda _: head, params[name]) for name in NEW_LAYERS}
-        return mask | {name: getattr(self, name).trainable(params[name]) for name in ("trunk", "tail")}
+        return mask | {name: getattr(self, name).trainable(params[name]) for name in PARTS if name in params}
 
     def anchors(self, height: int, width: int) -> np.ndarray:
         """Return the anchors of a feature map [height * width * A, 4] float32, in the order of OfImages."""
@@ -170,6 +176,7 @@ def make_detector(classifier: ResNet | VGG, num_classes: int, config: DetectionC
         anchor_ratios=config.anchor_ratios,
         rpn_filters=config.rpn_filters,
         pooled_size=config.pooled_size or (7 if isinstance(classifier, VGG) else 14),
+        rpn_trunk=trunk.clone() if config.schedule == "alternating" else None,
     )
 
 

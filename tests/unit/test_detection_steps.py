@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from voc_sets import make_set
+
 from resnet_jax.config import Config, DataConfig, DetectionConfig, ModelConfig, OptimConfig
 from resnet_jax.data.annotated import Boxed, most_objects
 from resnet_jax.data.buckets import Buckets, Reader, stacked
@@ -18,7 +20,6 @@ from resnet_jax.detection_steps import detection_gradients, find_in_images, to_b
 from resnet_jax.models.detector import build_detector
 from resnet_jax.optim import build_optimizer
 from resnet_jax.steps import TrainStep, create_train_state
-from voc_sets import make_set
 
 CONFIG = Config(
     model=ModelConfig(family="imagenet", depth=18, width=0.0625, shortcut="B", frozen_bn=True),

@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
+from voc_sets import make_set, write_image, write_set
+
 from resnet_jax.data.annotated import Boxed, most_objects
 from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, resize
 from resnet_jax.data.buckets import test_batches as batches_of_tests
 from resnet_jax.data.sources.voc import load_voc
-from voc_sets import make_set, write_image, write_set
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from resnet_jax.detection.anchors import base_anchors, grid_anchors
 from resnet_jax.detection.boxes import encode
 from resnet_jax.detection.losses import region_losses, rpn_losses, smooth_l1
@@ -132,7 +133,9 @@ def test_without_objects_all_regions_are_background():
 
 def test_smooth_l1_has_one_slope_where_it_changes():
     x = np.float32([0.05, -0.1, 1 / 9, 0.5, -2])
-    np.testing.assert_allclose(smooth_l1(x, 3.0), [4.5 * 0.0025, 4.5 * 0.01, 0.5 / 9, 0.5 - 0.5 / 9, 2 - 0.5 / 9], rtol=1e-5)
+    np.testing.assert_allclose(
+        smooth_l1(x, 3.0), [4.5 * 0.0025, 4.5 * 0.01, 0.5 / 9, 0.5 - 0.5 / 9, 2 - 0.5 / 9], rtol=1e-5
+    )
 
 
 def test_losses_are_divided_by_what_counts():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from resnet_jax.detection.voc_metric import Curve, average_precision, precision_recall
 
 BOX = np.float32([10, 10, 29, 29])  # 20x20

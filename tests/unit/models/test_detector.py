@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+
 from resnet_jax.config import Config, DetectionConfig, ModelConfig, OptimConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
@@ -42,7 +43,9 @@ def only(variables, names):
 def test_trunk_and_tail_of_a_resnet_are_the_classifier(classifier):
     model, variables, images = classifier
     trunk, tail = model.cut()
-    feature_map = list(trunk.apply(only(variables, ("stem", "stage1", "stage2", "stage3")), images, train=False).values())[-1]
+    feature_map = list(
+        trunk.apply(only(variables, ("stem", "stage1", "stage2", "stage3")), images, train=False).values()
+    )[-1]
     assert feature_map.shape == (1, 14, 14, 8)
     whole = tail.clone(backbone_only=False)
     found = whole.apply(only(variables, ("stage4", "fc")), feature_map, train=False)
@@ -75,7 +78,9 @@ def test_the_variables_of_a_deep_classifier_are_those_of_trunk_and_tail(depth):
         for m, x in zip((model, *model.cut()), (images, images, jnp.zeros((1, 14, 14, 1024))), strict=True)
     )
     together = {**halves[0], **halves[1], "fc": whole["fc"]}
-    assert {k: v.shape for k, v in flatten_dict(together).items()} == {k: v.shape for k, v in flatten_dict(whole).items()}
+    assert {k: v.shape for k, v in flatten_dict(together).items()} == {
+        k: v.shape for k, v in flatten_dict(whole).items()
+    }
     convs = [path for path in flatten_dict(halves[0]) if path[-1] == "kernel" and path[-2] != "shortcut_conv"]
     assert len(convs) == {50: 40, 101: 91}[depth]  # "91 conv layers in ResNet-101" (appendix A)
 
@@ -124,7 +129,9 @@ def test_padding_changes_nothing(detector):
         assert not found.feature_map[:, :, width:].any()
         for name in ("logits", "deltas"):
             inside = getattr(found, name).reshape(2, *there, 6, -1)[:, :height, :width]
-            np.testing.assert_allclose(inside.reshape(2, height * width * 6, -1), getattr(alone, name), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                inside.reshape(2, height * width * 6, -1), getattr(alone, name), rtol=1e-4, atol=1e-5
+            )
 
 
 def test_scores_are_in_the_order_of_the_anchors(detector):
@@ -143,7 +150,7 @@ def test_scores_are_in_the_order_of_the_anchors(detector):
 
 
 def test_new_layers_begin_small(detector):
-    model, variables, _ = detector
+    _, variables, _ = detector
     params = variables["params"]
     for name, deviation in (("scores", 0.01), ("deltas", 0.001)):
         assert np.std(params[name]["kernel"]) == pytest.approx(deviation, rel=0.4)

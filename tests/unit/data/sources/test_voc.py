@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from voc_sets import make_set, write_image, write_set
+
 from resnet_jax.data.sources.voc import VOC_CLASSES, load_voc
 from resnet_jax.errors import UserError
-from voc_sets import make_set, write_image, write_set
 
 
 def load(folder, train=("trainval",), test=("test",)):
