@@ -62,7 +62,9 @@ def voc_recipe(family: Literal["imagenet", "vgg"], depth: int) -> Config:
     # of the authors' later detector (R-FCN), as the paper does not say.
     trainable = ("conv3", "conv4", "conv5", "fc6", "fc7") if family == "vgg" else ("stage2", "stage3", "stage4")
     return Config(
-        model=ModelConfig(family=family, depth=depth, shortcut="none" if family == "vgg" else "B", frozen_bn=True),
+        model=ModelConfig(
+            family=family, depth=depth, shortcut="A" if family == "vgg" else "B", frozen_bn=family != "vgg"
+        ),
         data=DataConfig(
             name="voc",
             train_sets=("2007_trainval", "2012_trainval"),

@@ -318,12 +318,21 @@ def _report(options: argparse.Namespace) -> int:
         raise UserError(f"--out: there is no folder {path.parent}")
     for package in ("jinja2", "matplotlib"):
         optional(package, extra="report")
-    from resnet_jax.evaluate import evaluate
-    from resnet_jax.paper.analysis.report import write_report
     from resnet_jax.parallel.devices import configure
+    from resnet_jax.run.workdir import load_config
 
     configure()
-    evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
-    write_report(options.workdir, evaluation, path)
+    if load_config(options.workdir).detects:
+        from resnet_jax.evaluate_detection import evaluate_detection
+        from resnet_jax.paper.analysis.detection_report import write_detection_report
+
+        found = evaluate_detection(options.workdir, data_dir=options.data_dir, step=options.step)
+        write_detection_report(options.workdir, found, path)
+    else:
+        from resnet_jax.evaluate import evaluate
+        from resnet_jax.paper.analysis.report import write_report
+
+        evaluation = evaluate([options.workdir], data_dir=options.data_dir, step=options.step)
+        write_report(options.workdir, evaluation, path)
     print(f"wrote {path}")
     return 0

@@ -1,4 +1,4 @@
-"""python -m resnet_jax data check|split|pack|statistics ..."""
+"""python -m resnet_jax data check|show|split|pack|statistics ..."""
 
 from __future__ import annotations
 
@@ -16,10 +16,32 @@ def add_commands(commands: Any) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = commands.add_parser("check", help="decode every image and report what is there and what is wrong")
-    command.add_argument("dir", type=Path, metavar="DIR", help="folder with train/CLASS/FILE and val/, or packed")
+    command.add_argument(
+        "dir", type=Path, metavar="DIR", help="folder with train/CLASS/FILE and val/, packed, or of VOC"
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     _add_workers(command)
     command.set_defaults(run=_check)
+
+    command = commands.add_parser(
+        "show", help="draw what a detector is trained on: images as resized and mirrored, boxes"
+    )
+    command.add_argument("dir", type=Path, metavar="DIR", help="as --data.dir, in the layout of VOC")
+    command.add_argument(
+        "--sets",
+        nargs="+",
+        default=["2007_trainval"],
+        metavar="SET",
+        help="as --data.train-sets; default: 2007_trainval",
+    )
+    command.add_argument("--shorter-side", type=int, default=600, metavar="N", help="as in training; default: 600")
+    command.add_argument("--longer-side", type=int, default=1000, metavar="N", help="as in training; default: 1000")
+    command.add_argument(
+        "--images", type=int, default=8, metavar="N", help="how many, the first of training; default: 8"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="as --run.seed; default: 0")
+    command.add_argument("--out", type=Path, default=Path("targets.png"), metavar="FILE", help="default: targets.png")
+    command.set_defaults(run=_show)
 
     command = commands.add_parser("pack", help="pack a folder of images into a few large files, once")
     command.add_argument("dir", type=Path, metavar="DIR", help="folder with train/CLASS/FILE and val/")
@@ -84,10 +106,36 @@ def _workers(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from resnet_jax.data.tools.check import check
+    from resnet_jax.data.tools.check_boxes import check_boxes, find_voc_sets
 
+    if sets := find_voc_sets(options.dir):
+        boxes = check_boxes(options.dir, sets, workers=_workers(options))
+        print(json.dumps(boxes.to_dict()) if options.json else boxes.to_text())
+        return 0 if boxes.sound else 1
     report = check(options.dir, workers=_workers(options))
     print(json.dumps(report.to_dict()) if options.json else report.to_text())
     return 0 if report.readable else 1
+
+
+def _show(options: argparse.Namespace) -> int:
+    if not 1 <= options.shorter_side <= options.longer_side:
+        raise UserError(f"--shorter-side {options.shorter_side} must be from 1 to --longer-side {options.longer_side}")
+    if not 1 <= options.images <= 100:
+        raise UserError(f"--images must be from 1 to 100; got {options.images}")
+    if not options.out.parent.is_dir():
+        raise UserError(f"--out: there is no folder {options.out.parent}")
+    from resnet_jax.data.buckets import Buckets
+    from resnet_jax.data.sources.voc import load_voc
+    from resnet_jax.data.tools.show import show_targets
+    from resnet_jax.files import atomic_write
+
+    dataset = load_voc(options.dir, options.sets, options.sets)
+    buckets = Buckets(options.shorter_side, options.longer_side)
+    sheet = show_targets(dataset, buckets, options.images, options.seed)
+    with atomic_write(options.out) as partial:
+        sheet.save(partial, format="PNG")
+    print(f"drew {options.images} of {2 * len(dataset.train):,} images, as they are and mirrored, on {options.out}")
+    return 0
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -36,10 +36,10 @@ def _detect(options: argparse.Namespace) -> int:
     import dataclasses
 
     from resnet_jax.data.decode import decode
+    from resnet_jax.data.draw import draw_boxes
     from resnet_jax.data.sources.image_folder import find_images
     from resnet_jax.files import atomic_write
     from resnet_jax.inference.detect import GivenImages, find_objects, to_plain
-    from resnet_jax.inference.draw import draw_boxes
     from resnet_jax.inference.load import load
     from resnet_jax.parallel.devices import configure
 

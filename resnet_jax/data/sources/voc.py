@@ -19,7 +19,7 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_SETS = Path("ImageSets") / "Main"
+SETS_FOLDER = Path("ImageSets") / "Main"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +128,17 @@ def read_set(root: Path, name: str) -> list[VocImage]:
     if of_year and root.name == f"VOC{year}":
         places.append(root)
     folder = next((place for place in places if place.is_dir()), None)
-    if folder is None or not (folder / _SETS).is_dir():
+    if folder is None or not (folder / SETS_FOLDER).is_dir():
         at = folder or places[0]
         raise UserError(
-            f"{at} has no {_SETS}, whose files SET.txt list the images of a set, a name without .jpg on each line:"
-            " check --data.dir, or write such files; --data.train-sets and --data.test-sets name them"
+            f"{at} has no {SETS_FOLDER}, whose files SET.txt list the images of a set, a name without .jpg on each"
+            " line: check --data.dir, or write such files; --data.train-sets and --data.test-sets name them"
         )
-    list_file = folder / _SETS / f"{set_name}.txt"
+    list_file = folder / SETS_FOLDER / f"{set_name}.txt"
     try:
         ids = [line.split()[0] for line in list_file.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        known = sorted(path.stem for path in (folder / _SETS).glob("*.txt"))
+        known = sorted(path.stem for path in (folder / SETS_FOLDER).glob("*.txt"))
         there = f"; there are {', '.join(known[:10])}" if known else ""
         raise UserError(
             f"cannot read the set {list_file}: {reason(error)}{there}{did_you_mean(set_name, known)}"

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,6 +46,10 @@ _NEEDED = {  # fields of the records that are shown
     "validation": _EVALUATED,
     "test": _EVALUATED,
 }
+_FIGURE6 = (
+    "Dashed: training, on augmented images, averaged between log points. Bold: test, as in the paper's Fig. 6. Dotted:"
+    " validation, where there is one. Thin vertical lines: the learning rate changed."
+)
 _PROTOCOLS = {"single": "single view", "10crop": "10 crops", "multiscale": "multiple scales"}
 
 
@@ -64,21 +68,42 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> None:
     confusions = count_confusions(evaluation)
     source = read_source(workdir)
     network = network_name(config.model)
-    page = _template().render(
+    write_page(
+        path,
+        "report.html.jinja",
+        config,
+        records,
         name=workdir.resolve().name,
         network=f"{network}, shortcut {config.model.shortcut}" if network.startswith("ResNet") else network,
         data=evaluation.test.name,
         source=source,
-        progress=_progress(records, config.run.steps, evaluation.step),
-        last_date=_date(records[-1]["time"]) if records else None,
+        step=evaluation.step,
         cards=_cards(records, evaluation),
         curves=_curves(records),
+        curves_note=_FIGURE6,
         classes=errors_by_class(evaluation),
         num_classes=len(evaluation.test.class_names),
         matrix=confusion_matrix(confusions, evaluation.test.class_names) if len(confusions) <= MOST_ROWS else None,
         confusions=most_frequent_confusions(confusions, evaluation.test.class_names),
         mistakes=worst_mistakes(evaluation),
-        config=_config_groups(config, ("model", "data") if source else ("model", "data", "optim", "run")),
+    )
+
+
+def write_page(
+    path: Path, template: str, config: Config, records: list[Record], *, step: int, source: str | None, **values: Any
+) -> None:
+    """Fill a template with values, and with what every page has: progress, configuration, environment.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    shown = ("model", "data", *(("detection",) if config.detects else ()), *(() if source else ("optim", "run")))
+    page = _template(template).render(
+        **values,
+        source=source,
+        progress=_progress(records, config.run.steps, step),
+        last_date=_date(records[-1]["time"]) if records else None,
+        config=_config_groups(config, shown),
         sessions=_sessions(records),
         versions=_versions(),
     )
@@ -86,13 +111,20 @@ def write_report(workdir: Path, evaluation: Evaluation, path: Path) -> None:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a file name may hold what is not UTF-8
 
 
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "thousands": "{:,}".format}
-    return environment.from_string(resources.files(__package__).joinpath("report.html.jinja").read_text("utf-8"))
+def _template(name: str) -> Any:
+    files = resources.files(__package__)
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(lambda name: files.joinpath(name).read_text("utf-8")),
+    )
+    environment.filters |= {"percent": percent, "thousands": "{:,}".format}
+    return environment.get_template(name)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
     """Write a number in %, with two digits; only what is exactly 0 or 100 looks so."""
     if 0 < value < 0.005:
         return "<0.01 %"
@@ -123,24 +155,29 @@ def _cards(records: list[Record], evaluation: Evaluation) -> list[tuple[str, str
     protocol = _PROTOCOLS[evaluation.protocol]
     num_classes = len(evaluation.test.class_names)
     seen = f"{protocol}, after step {evaluation.step:,}" if evaluation.step else protocol
-    cards = [("test error", _percent(evaluation.top1_error), seen)]
+    cards = [("test error", percent(evaluation.top1_error), seen)]
     if num_classes > MOST_ROWS:
-        cards.append(("top-5 test error", _percent(evaluation.top5_error), f"{protocol}, {num_classes:,} classes"))
+        cards.append(("top-5 test error", percent(evaluation.top5_error), f"{protocol}, {num_classes:,} classes"))
     cards += [
         ("test loss", f"{evaluation.loss:.4f} nats", "mean cross-entropy"),
         ("test images", f"{evaluation.count:,}", f"{num_classes:,} classes"),
     ]
     if train := [record for record in records if record["kind"] == "train"]:
-        last, spans = train[-1], [session[-1]["time"] - session[0]["time"] for session in _split_sessions(records)]
+        last = train[-1]
         average = f"average of {last['images']:,} augmented images up to step {last['step']:,}"
-        speed = median(record["images_per_second"] for record in train)
-        sessions = f"{len(spans)} session{'s' * (len(spans) > 1)}"
-        cards += [
-            ("training error", _percent(last["error"]), average),
-            ("training speed", f"{speed:,.0f} images/s", f"median of {len(train):,} log records"),
-            ("training time", _duration(sum(spans)), f"{sessions}; with evaluations, without compiling"),
-        ]
+        cards += [("training error", percent(last["error"]), average), *cards_of_time(records, train)]
     return cards
+
+
+def cards_of_time(records: list[Record], train: list[Record]) -> list[tuple[str, str, str]]:
+    """Return (what, value with unit, remark) for speed and time of training."""
+    spans = [session[-1]["time"] - session[0]["time"] for session in _split_sessions(records)]
+    speed = median(record["images_per_second"] for record in train)
+    sessions = f"{len(spans)} session{'s' * (len(spans) > 1)}"
+    return [
+        ("training speed", f"{speed:,.0f} images/s", f"median of {len(train):,} log records"),
+        ("training time", _duration(sum(spans)), f"{sessions}; with evaluations, without compiling"),
+    ]
 
 
 def _split_sessions(records: list[Record]) -> list[list[Record]]:
@@ -171,7 +208,7 @@ def _curves(records: list[Record]) -> list[tuple[str, Markup]]:
             axes.set_ylabel(label)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-            curves.append((label, _to_svg(figure, quantity)))
+            curves.append((label, to_svg(figure, quantity)))
     return curves
 
 
@@ -185,7 +222,7 @@ def _draw_learning_rate(axes: Axes, points: list[tuple[int, float]]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _to_svg(figure: Figure, prefix: str) -> Markup:
+def to_svg(figure: Figure, prefix: str) -> Markup:
     """Return an <svg> element whose ids begin with `prefix`, so that several fit in one document."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
