@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_jax import models
     from resnet_jax.convert.weights_in import read_weights
+    from resnet_jax.inference.detect import detect
     from resnet_jax.inference.load import load, preprocess
     from resnet_jax.inference.predict import predict
     from resnet_jax.models import (
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "cifar_resnet",
     "create_model",
+    "detect",
     "imagenet_resnet",
     "load",
     "models",
@@ -43,6 +45,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     where = {
+        "detect": "inference.detect",
         "load": "inference.load",
         "predict": "inference.predict",
         "preprocess": "inference.load",

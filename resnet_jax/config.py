@@ -117,9 +117,9 @@ class DataConfig:
     change any result."""
     train_sets: ForDetection[tuple[str, ...]] = ("2007_trainval",)
     """Sets of VOC to train on, joined: YEAR_SET is VOCYEAR/ImageSets/Main/SET.txt, SET alone that of --data.dir itself;
-    of TFDS its splits."""
+    of TFDS its splits, by default train and validation."""
     test_sets: ForDetection[tuple[str, ...]] = ("2007_test",)
-    """Sets of VOC to test on."""
+    """Sets of VOC to test on; of TFDS its splits, by default test."""
     max_broken: ForStreamed[FreeOnResume[NonNegativeFloat]] = 0.1
     """Unreadable training images, in % of all, that are skipped; more stop the run."""
 

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.config import Config, check_applies
+from resnet_jax.config import Config, DataConfig, check_applies
 from resnet_jax.data.annotated import AnnotatedDataset, Boxed, most_objects
 from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, test_batches
 from resnet_jax.data.inputs import adapt_preprocessing
 from resnet_jax.data.processes import check_main_guard
 from resnet_jax.data.read_ahead import Batches
+from resnet_jax.data.sources.tfds_boxes import load_tfds_boxes
 from resnet_jax.data.sources.voc import load_voc
 from resnet_jax.data.types import Inputs, Preprocessing, TrainingData, check_inputs
 from resnet_jax.errors import UserError
@@ -32,7 +33,12 @@ def load_annotated(config: Config, data_dir: str | None = None) -> AnnotatedData
       UserError: what its source finds wrong.
     """
     data = config.data
-    return load_voc(data_dir or data.dir, data.train_sets, data.test_sets)
+    if data.name == "voc":
+        return load_voc(data_dir or data.dir, data.train_sets, data.test_sets)
+    usual = DataConfig()
+    train = ("train", "validation") if data.train_sets == usual.train_sets else data.train_sets
+    test = ("test",) if data.test_sets == usual.test_sets else data.test_sets
+    return load_tfds_boxes(data.name, data_dir or data.dir, train, test)
 
 
 def describe_detection(config: Config, dataset: AnnotatedDataset, trained: Preprocessing | None = None) -> Inputs:

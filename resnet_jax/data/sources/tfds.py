@@ -8,7 +8,7 @@ import io
 import logging
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,8 @@ def load_tfds(name: str, data_dir: str | Path) -> AnyDataset:
       UserError: an unknown set, one that cannot be prepared or read, or one without splits "train" and "test"
         (or "validation") of an "image" (uint8, 1 or 3 channels) and a "label".
     """
-    data_dir = Path(data_dir).expanduser()
-    with _quiet():
-        tfds = _tfds()
-        folder = _find_prepared(name, data_dir) or _prepare(name, data_dir)
-        with _one_line(f"{folder}: not a prepared TFDS set"):
-            builder = tfds.builder_from_directory(str(folder))
-        _check_shards(folder, builder)
+    folder, builder = open_prepared(name, data_dir, _check_features)
+    with quiet():
         class_names = _check_features(name, builder.info.features)
         height, width, _ = builder.info.features["image"].shape  # None where they vary
         splits = {split: TfdsImages(folder, split, len(class_names)) for split in builder.info.splits}
@@ -57,6 +52,33 @@ def load_tfds(name: str, data_dir: str | Path) -> AnyDataset:
         if height is None or width is None:
             return StreamedDataset(name, folder, train, test, class_names)
         return Dataset(name, train.decode(height, width), test.decode(height, width), class_names)
+
+
+def open_prepared(name: str, data_dir: str | Path, check: Callable[[str, Any], object]) -> tuple[Path, Any]:
+    """Return the folder of a set, which is prepared if it is not yet, and its builder; all its files are there.
+
+    Args:
+      name, data_dir: see loadtfds_package().
+      check: check(name, features) raises UserError if they are not what is needed, before a long download.
+    """
+    data_dir = Path(data_dir).expanduser()
+    with quiet():
+        folder = _find_prepared(name, data_dir) or _prepare(name, data_dir, check)
+        with one_line(f"{folder}: not a prepared TFDS set"):
+            builder = tfds_package().builder_from_directory(str(folder))
+        _check_shards(folder, builder)
+    return folder, builder
+
+
+def open_source(folder: Path, split: str) -> Any:
+    """Return the records of a split, by number; images are not decoded."""
+    tfds = tfds_package()
+    with contextlib.suppress(OSError, ValueError):  # as ImageNet has 1024 files, and the usual limit is 1024
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with quiet(), one_line(f"{folder}: could not be opened"):
+        builder = tfds.builder_from_directory(str(folder))
+        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 class TfdsImages:
@@ -117,17 +139,11 @@ class TfdsImages:
         return Split(images, labels)
 
     def _no_broken(self, index: int) -> contextlib.AbstractContextManager[None]:
-        return _one_line(f"{self._folder}: cannot read the image {self.id(index)}")
+        return one_line(f"{self._folder}: cannot read the image {self.id(index)}")
 
     @functools.cached_property
     def _source(self) -> Any:
-        tfds = _tfds()
-        with contextlib.suppress(OSError, ValueError):  # as ImageNet has 1024 files, and the usual limit is 1024
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        with _quiet(), _one_line(f"{self._folder}: could not be opened"):
-            builder = tfds.builder_from_directory(str(self._folder))
-            return builder.as_data_source(self._split, decoders={"image": tfds.decode.SkipDecoding()})
+        return open_source(self._folder, self._split)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_source"}
@@ -147,9 +163,9 @@ def _find_prepared(name: str, data_dir: Path) -> Path | None:
     return max(folders, key=lambda folder: tuple(map(int, folder.name.split("."))), default=None)
 
 
-def _prepare(name: str, data_dir: Path) -> Path:
+def _prepare(name: str, data_dir: Path, check: Callable[[str, Any], object]) -> Path:
     """Have TFDS download a set and write it as ArrayRecord; return its folder."""
-    tfds = _tfds()
+    tfds = tfds_package()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # a banner about TensorFlow
             builder = tfds.builder(name.removeprefix("tfds:"), data_dir=str(data_dir), file_format="array_record")
@@ -161,7 +177,7 @@ def _prepare(name: str, data_dir: Path) -> Path:
         raise UserError(f"{name}: not prepared in {data_dir}, and TFDS has no such set{hint}") from error
     except Exception as error:  # no such version or config; ImportError: of TensorFlow
         raise UserError(f"{name}: {reason(error)}") from error
-    _check_features(name, builder.info.features)  # before a long download
+    check(name, builder.info.features)  # before a long download
     if find_spec("tensorflow") is None:
         # TFDS itself would start to download, and miss TensorFlow only after that.
         raise UserError(
@@ -187,7 +203,7 @@ def _check_shards(folder: Path, builder: Any) -> None:
 
 def _check_features(name: str, features: Any) -> tuple[str, ...]:
     """Return the class names, once it is clear that `features` are an image and a label."""
-    kinds = _tfds().features
+    kinds = tfds_package().features
 
     def feature(key: str, kind: type) -> Any:
         found = features[key] if isinstance(features, kinds.FeaturesDict) and key in features else None
@@ -201,13 +217,13 @@ def _check_features(name: str, features: Any) -> tuple[str, ...]:
     return tuple(feature("label", kinds.ClassLabel).names)
 
 
-def _tfds() -> Any:
+def tfds_package() -> Any:
     """Import TFDS, which is slow."""
     return optional("tensorflow_datasets", extra="tfds", package="tensorflow-datasets")
 
 
 @contextlib.contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line(what: str) -> Iterator[None]:
     """Turn whatever a damaged file leads to in TFDS, protobuf or array_record into one line."""
     try:
         yield
@@ -216,7 +232,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the hints that TFDS logs (OpenCV would be faster and the like) from the user."""
     logger = logging.getLogger("absl")
     level = logger.level
