@@ -56,9 +56,10 @@ def make_set(folder: Path, images: int = 8, *, portrait: int = 3, seed: int = 0)
     for number, id in enumerate(ids):
         height, width = (96, 80) if number >= images - portrait else (72, 96)
         objects = []
-        for k in range(rng.integers(1, 4)):
-            w, h = rng.integers(20, 45, 2)
-            x, y = rng.integers(1, width - w), rng.integers(1, height - h)
+        for k, quarter in enumerate(rng.permutation(4)[: rng.integers(1, 4)]):  # of the image: none hides another
+            w, h = (rng.integers(side * 3 // 10, side // 2) for side in (width, height))
+            left, top = (quarter % 2) * (width // 2), (quarter // 2) * (height // 2)
+            x, y = left + rng.integers(1, width // 2 - w + 1), top + rng.integers(1, height // 2 - h + 1)
             name = list(_COLOURS)[(number + k) % 3]
             objects.append((name, (int(x), int(y), int(x + w - 1), int(y + h - 1)), False))
         write_image(folder, id, (height, width), objects)

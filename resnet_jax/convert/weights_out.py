@@ -32,7 +32,7 @@ from resnet_jax.convert.weights_in import read_exported
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write
-from resnet_jax.inference.load import Origin, Trained, load
+from resnet_jax.inference.load import Origin, Trained, check_classifies, load
 from resnet_jax.models import VGG, abstract_variables, build_model, stack_blocks
 from resnet_jax.run.network_file import Description, Names, own_names, read_description, to_bytes
 from resnet_jax.run.records import read_evaluations, read_records
@@ -79,6 +79,7 @@ def export(
       CommandError: what was written is not what the model is.
     """
     trained = load(source, step=step)
+    check_classifies(trained)
     try:
         (out if names == "hf" else out.parent).mkdir(parents=True, exist_ok=True)
     except OSError as error:

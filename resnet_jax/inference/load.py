@@ -87,6 +87,12 @@ def load(source: str | Path, *, step: int | None = None, scan_blocks: bool = Fal
     return Trained(model, variables, Origin(config, step, inputs))
 
 
+def check_classifies(trained: Trained) -> None:
+    """Raise UserError if a network is a detector."""
+    if isinstance(trained.model, Detector):
+        raise UserError("this network detects objects: python -m resnet_jax detect, or detect() in Python")
+
+
 def build_network(config: Config, num_classes: int) -> Model | Detector:
     """Build the configured classifier, or detector.
 

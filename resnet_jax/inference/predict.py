@@ -21,7 +21,7 @@ from resnet_jax.data.inputs import adapt_preprocessing
 from resnet_jax.data.types import Images
 from resnet_jax.data.views import Protocol, ProtocolName, make_protocol, views
 from resnet_jax.errors import UserError, reason
-from resnet_jax.inference.load import Trained
+from resnet_jax.inference.load import Trained, check_classifies
 from resnet_jax.models.backend import for_this_backend
 from resnet_jax.models.fully_convolutional import fully_convolutional_logits
 from resnet_jax.models.precision import full_float32
@@ -81,6 +81,7 @@ def protocol_of(trained: Trained, name: ProtocolName, scales: tuple[int, ...] | 
     Raises:
       UserError: scales that do not fit, or a network that cannot be applied so.
     """
+    check_classifies(trained)
     height, width, channels = trained.origin.inputs.image_shape
     if not trained.origin.inputs.class_names:
         raise UserError("a backbone has no last layer to classify with: train.py --init-from it makes one")

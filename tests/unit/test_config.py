@@ -33,7 +33,8 @@ def test_there_is_one_config_for_each_experiment():
     residual = {f"cifar10_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)}
     plain = {f"cifar10_plain{depth}" for depth in (20, 32, 44, 56, 110)}
     imagenet = {f"imagenet_{name}" for name in IMAGENET}
-    others = {"digits_resnet20", "cifar100_resnet56", "imagenet_resnet50_v15"}
+    others = {"digits_resnet20", "cifar100_resnet56", "imagenet_resnet50_v15", "bccd_resnet18"}
+    others |= {"voc_resnet101", "voc_vgg16"}
     assert {path.stem for path in CONFIGS} == residual | plain | imagenet | others
 
 

@@ -23,7 +23,7 @@ from resnet_jax.data.inputs import check_classes
 from resnet_jax.data.views import make_protocol
 from resnet_jax.errors import UserError, reason
 from resnet_jax.files import atomic_write, read_json
-from resnet_jax.inference.load import load, preprocess
+from resnet_jax.inference.load import check_classifies, load, preprocess
 from resnet_jax.inference.predict import read_views
 from resnet_jax.models import BatchNorm, Model, unstack_blocks
 from resnet_jax.models.backend import for_this_backend
@@ -192,7 +192,9 @@ def measure_workdir(workdir: Path, *, data_dir: str | None = None, step: int | N
     """
     config = load_config(workdir)
     test = load_test_images(config.data.name, data_dir or config.data.dir, upright=config.data.upright)
-    model, variables, origin = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+    trained = load(workdir, step=step, scan_blocks=config.model.scan_blocks)
+    check_classifies(trained)
+    model, variables, origin = trained
     check_classes(origin.inputs, test)
     height, width, _ = origin.inputs.image_shape
     responses = measure(
