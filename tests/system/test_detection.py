@@ -56,13 +56,13 @@ def learned(tmp_path_factory):
     config = make_detection_config(
         folder / "set",
         folder / "run",
-        model={"width": 0.125},
-        optim={"boundaries": (700,), "warmup": "linear", "warmup_steps": 20},
-        detection={"regions": 32},
-        steps=800,
+        model={"width": 0.125, "bn_decay": 0.98},
+        optim={"boundaries": (500,), "warmup": "linear", "warmup_steps": 20},
+        detection={"regions": 32, "anchor_scales": (1.5, 2.5)},
+        steps=600,
         log_every=100,
-        eval_every=400,
-        save_every=400,
+        eval_every=600,
+        save_every=600,
     )
     return folder, config, train(config)
 
