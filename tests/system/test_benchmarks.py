@@ -223,3 +223,16 @@ def write_cifar10(folder):
         records = random.integers(0, 256, (10_000, 3073), np.uint8)
         records[:, 0] %= 10
         records.tofile(folder / f"{name}.bin")
+
+
+def test_detection_finds_what_pytorch_finds_with_the_same_weights(capsys):
+    """Trunk, RPN, suppression, RoI pooling, tail and boxes of a peer that shares no code with ours."""
+    pytest.importorskip("torch")
+    from benchmarks import detection
+
+    assert detection.main(["--size", "152", "232", "--turns", "1"]) == 0
+    *parts, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {"training step", "inference", "RoI pooling of 300"} <= {part["part"] for part in parts}
+    assert last["compared"] >= 20
+    assert last["difference_of_scores"] < 1e-4
+    assert last["difference_of_boxes"] < 0.05  # pixels
