@@ -15,7 +15,7 @@ from resnet_jax.detection.voc_metric import Curve, average_precision, overlaps, 
 from resnet_jax.metrics import AnyArray
 
 LOSSES = ("rpn_class_loss", "rpn_box_loss", "region_class_loss", "region_box_loss")
-_RECALLS = np.arange(0.5, 1.0, 0.05)  # IoUs whose recalls are averaged
+_RECALLS = np.linspace(0.5, 0.95, 10)  # IoUs whose recalls are averaged
 
 
 @flax.struct.dataclass
@@ -127,17 +127,14 @@ class DetectionScore:
         return True
 
     def values(self, num_classes: int) -> dict[str, Any]:
-        """Return what a record of an evaluation holds: in %."""
+        """Return what a record of an evaluation holds: in %, None where there are no objects."""
         del num_classes
-        of_classes = {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(self.class_names, self.average_precisions, strict=True)
-        }
+        of_classes = zip(self.class_names, map(_plain, self.average_precisions), strict=True)
         return {
-            "mean_average_precision": self.mean_average_precision,
-            "average_precision": of_classes,
-            "recall": self.recall,
-            "average_recall": self.average_recall,
+            "mean_average_precision": _plain(self.mean_average_precision),
+            "average_precision": dict(of_classes),
+            "recall": _plain(self.recall),
+            "average_recall": _plain(self.average_recall),
             "images": self.images,
         }
 
@@ -145,6 +142,11 @@ class DetectionScore:
         """Return what a line of the log says."""
         del num_classes
         return f"AP@.5 {self.mean_average_precision:.2f} %  proposals' recall {self.recall:.2f} %"
+
+
+def _plain(value: float) -> float | None:
+    """Return a number, or None for what there is not."""
+    return None if np.isnan(value) else float(value)
 
 
 def score(

@@ -6,6 +6,7 @@ Everything is a pure function of the step and a seed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,6 +219,7 @@ class _TestBatches:
     batch_size: int
     rows: range
 
+    @functools.cached_property
     def _indices(self) -> list[tuple[bool, np.ndarray]]:
         found = []
         for upright, group in enumerate(self.reader.groups()):
@@ -227,10 +229,10 @@ class _TestBatches:
         return found
 
     def __len__(self) -> int:
-        return len(self._indices())
+        return len(self._indices)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
-        upright, indices = self._indices()[number]
+        upright, indices = self._indices[number]
         return stacked([self._row(int(indices[row]), row, upright=upright) for row in self.rows])
 
     def _row(self, index: int, row: int, *, upright: bool) -> Boxed:

@@ -66,13 +66,15 @@ def draw_curves(axes: Axes, records: list[dict[str, Any]], quantity: str) -> Non
 
 def draw_precisions(axes: Axes, records: list[dict[str, Any]]) -> None:
     """Draw the mean average precision of tests in %, and that of each class, up to 20, over steps."""
-    tests = [record for record in records if record["kind"] == "test" and "mean_average_precision" in record]
+    tests = [
+        record for record in records if record["kind"] == "test" and record.get("mean_average_precision") is not None
+    ]
     names = list(dict.fromkeys(name for record in tests for name in record.get("average_precision", {})))
     for name in names if len(names) <= 20 else []:
         points = [
             (record["step"], record["average_precision"][name])
             for record in tests
-            if record["average_precision"].get(name) is not None
+            if record.get("average_precision", {}).get(name) is not None
         ]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3, linewidth=1)

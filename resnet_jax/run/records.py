@@ -52,6 +52,17 @@ class RunRecord(_Sound):
     images_per_second: Number = 0.0
     skipped: Count = 0
     """Images that could not be read."""
+    rpn_class_loss: Number = 0.0
+    """Of detection, of an image on average, as the next three."""
+    rpn_box_loss: Number = 0.0
+    region_class_loss: Number = 0.0
+    region_box_loss: Number = 0.0
+    mean_average_precision: Percent | None = None
+    """At an IoU above 0.5; None where there are no objects."""
+    average_precision: dict[str, Percent | None] = {}
+    """Of each class."""
+    recall: Percent | None = None
+    average_recall: Percent | None = None
 
 
 class _Member(_Sound):
