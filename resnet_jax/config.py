@@ -43,8 +43,6 @@ class ModelConfig:
     """cifar: the networks of Sec. 4.2; imagenet: those of Table 1; vgg: VGG-16 and VGG-19."""
     depth: int = 20
     """Weighted layers. cifar: 6n+2, as in 20, 32, 44, 56, 110, 1202; imagenet: 18, 34, 50, 101, 152; vgg: 16, 19."""
-    width: PositiveFloat = 1.0
-    """Times the filters of every layer of a cifar or imagenet network."""
     shortcut: Literal["none", "A", "B", "C"] = "A"
     """none: plain net. A: identity, zero channels where dimensions grow. B: projection there. C: projections
     in every block."""
@@ -70,6 +68,8 @@ class ModelConfig:
     """Keep only the input of each block for the backward pass and compute the rest again, to save memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the activations; parameters, statistics and logits are float32."""
+    width: PositiveFloat = 1.0
+    """Times the filters of every layer of a cifar or imagenet network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,9 +284,9 @@ class Config:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
-    detection: DetectionConfig = DetectionConfig()
     run: RunConfig = RunConfig()
     hosts: HostsConfig = HostsConfig()
+    detection: DetectionConfig = DetectionConfig()
 
     @property
     def bn_group_size(self) -> int | None:

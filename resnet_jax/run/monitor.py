@@ -151,7 +151,7 @@ class Monitor:
                     f"none of the {split} images can be read: python -m resnet_jax data check {self._config.data.dir}"
                 )
             if not metrics.finite:
-                message = f"the {split} {metrics.result(0)} after step {self._done}"
+                message = f"the {split} loss is {metrics.values(0)['loss']} after step {self._done}"
                 raise NotFinite(message, known_good=self._done - 1)
 
     def _look(self, known: _Dispatch | None = None) -> None:

@@ -78,7 +78,7 @@ def tiny(monkeypatch):
         monkeypatch.setattr(
             f"resnet_jax.{module}.build_model", lambda config, num_classes: Tiny(num_classes, config.bn_group_size)
         )
-    monkeypatch.setattr("resnet_jax.training.check_bn_groups", lambda *_: None)
+    monkeypatch.setattr("resnet_jax.trainer.check_bn_groups", lambda *_: None)
 
 
 def make_config(workdir, *, model=None, data=None, optim=None, **run) -> Config:
@@ -141,7 +141,7 @@ def poison(monkeypatch, what, value, *, at=4):
             losses += jnp.where(now[0], make_explosive(value)(logits[:, 0]), 0.0)
         return losses
 
-    monkeypatch.setattr("resnet_jax.training.make_train_step", make_poisoned)
+    monkeypatch.setattr("resnet_jax.trainer.make_train_step", make_poisoned)
     monkeypatch.setattr("resnet_jax.gradients.cross_entropy", poisoned_loss)
 
 
@@ -212,7 +212,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_p
     def poisoned(state, batch, model):
         return dataclasses.replace(steps.eval_step(state, batch, model=model), loss=jnp.full(3, NAN))
 
-    monkeypatch.setattr("resnet_jax.training.eval_step", poisoned)
+    monkeypatch.setattr("resnet_jax.trainer.eval_step", poisoned)
     with pytest.raises(DivergedError, match="the test loss is nan after step 4; the last good checkpoint is step 2 "):
         train(make_config(tmp_path / "run", eval_every=4))
     assert saved_steps(tmp_path / "run") == [2]

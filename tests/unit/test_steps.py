@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import training
+from resnet_jax import trainer as trainer_module
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, RunConfig
 from resnet_jax.data import Dataset, Split
 from resnet_jax.data.inputs import balanced_weights, describe_inputs
@@ -46,7 +46,7 @@ def trainer():
 def counting():
     """As on an accelerator: the loop always makes the same number of steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "counts_steps", lambda: True)
+        patch.setattr(trainer_module, "counts_steps", lambda: True)
         return make_trainer(CONFIG)
 
 
@@ -81,7 +81,7 @@ def test_a_counted_loop_makes_no_more_steps_than_it_is_told(trainer, counting, c
     [(100, None, 20), (50, None, 17), (97, None, 20), (9, None, 9), (50, 30, 30), (9, 30, 9)],
 )
 def test_dispatches_of_a_counted_loop_fill_the_interval_of_the_log(monkeypatch, log_every, steps_per_dispatch, steps):
-    monkeypatch.setattr(training, "counts_steps", lambda: True)
+    monkeypatch.setattr(trainer_module, "counts_steps", lambda: True)
     run_config = RunConfig(log_every=log_every, steps_per_dispatch=steps_per_dispatch)
     assert make_trainer(dataclasses.replace(CONFIG, run=run_config)).data.most_steps == steps
 
@@ -101,7 +101,7 @@ def test_no_more_steps_than_are_prepared(trainer):
 
 @pytest.mark.parametrize("counted", [False, True])
 def test_nothing_changes_after_a_step_that_is_not_finite(monkeypatch, counted):
-    monkeypatch.setattr(training, "counts_steps", lambda: counted)
+    monkeypatch.setattr(trainer_module, "counts_steps", lambda: counted)
     optim = OptimConfig(learning_rate=1e30, boundaries=())
     broken = make_trainer(dataclasses.replace(CONFIG, optim=optim))
     state, report = broken.train(broken.initial_state(), 9)

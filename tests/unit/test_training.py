@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(finished, tmp_p
 
 def test_an_accelerator_makes_the_same_run_in_dispatches_of_one_length(finished, tmp_path, monkeypatch):
     """Also where something is due within one; its program is another one, so only rounding may differ."""
-    for module in ("resnet_jax.training", "resnet_jax.run.monitor"):
+    for module in ("resnet_jax.trainer", "resnet_jax.run.monitor"):
         monkeypatch.setattr(f"{module}.counts_steps", lambda: True)
     metrics = train(make_config(tmp_path / "run"))
     records, expected = (without_times(read_records(path)) for path in (tmp_path / "run", finished[0]))

@@ -8,7 +8,8 @@ import pytest
 from slow_dense import random_variables, slow_logits
 
 from resnet_jax.models import ResNet
-from resnet_jax.models.fully_convolutional import _Borders, _slide_vgg, fully_convolutional_logits
+from resnet_jax.models.borders import Borders
+from resnet_jax.models.fully_convolutional import _slide_vgg, fully_convolutional_logits
 from resnet_jax.models.vgg import VGG
 
 # Two stages: maps of a quarter of the width would be no other case.
@@ -87,7 +88,7 @@ def test_vgg_sees_padding_beyond_the_border():
 
     @jax.jit
     def within(image, sizes):
-        borders = _Borders(image, sizes)
+        borders = Borders(image, sizes)
         with nn.intercept_methods(borders.respect):
             feature_map = model.apply(variables, image, train=False)["conv2"]
         return feature_map, borders.of(feature_map)
