@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> int:
     from resnet_jax.parallel.devices import configure
 
     configure()
-    if any(read_config(workdir).detects for workdir in options.workdirs):
+    if len(options.workdirs) == 1 and read_config(options.workdirs[0]).detects:
         return _detection(options)
     if options.metric or options.results:
         raise UserError("--metric and --results are for detection; this network classifies images")
@@ -112,8 +112,6 @@ def _detection(options: argparse.Namespace) -> int:
             raise UserError(
                 f"--{name.replace('_', '-')} is for the classes of whole images; this network detects objects"
             )
-    if len(options.workdirs) > 1:
-        raise UserError(f"detection is tested with one work directory; got {len(options.workdirs)}")
     evaluation = evaluate_detection(
         options.workdirs[0],
         data_dir=options.data_dir,

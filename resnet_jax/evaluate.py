@@ -168,6 +168,8 @@ def evaluate(
         raise UserError(f"--step goes with one work directory; got {len(workdirs)}")
     folders = [Path(workdir) for workdir in workdirs]
     configs = [read_config(folder) for folder in folders]  # first: it tells a mistake at once
+    if any(config.detects for config in configs):
+        raise UserError("detection is tested with one work directory, by eval.py or evaluate_detection()")
     names = {config.data.name for config in configs}
     if len(names) > 1:
         raise UserError(f"networks of one ensemble need one data set; these are for {', '.join(sorted(names))}")

@@ -44,6 +44,7 @@ def test_a_command_of_the_documentation_is_understood(words, monkeypatch):
             ["-m", "benchmarks.input_pipeline"],
             ["-m", "benchmarks.learning"],
             ["-m", "benchmarks.exports"],
+            ["-m", "benchmarks.detection"],
             ["-m", "pytest"],
             ["-m", "reliability.crash"],
             ["-m", "reliability.fuzz"],
