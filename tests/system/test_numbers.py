@@ -74,7 +74,7 @@ def dataset(monkeypatch):
 @pytest.fixture
 def tiny(monkeypatch):
     """Stand in for every network."""
-    for module in ("training", "inference.load"):
+    for module in ("trainer", "inference.load"):
         monkeypatch.setattr(
             f"resnet_jax.{module}.build_model", lambda config, num_classes: Tiny(num_classes, config.bn_group_size)
         )
