@@ -48,7 +48,7 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     height, width = options.size
     config = Config(
-        model=ModelConfig(family="imagenet", depth=options.depth, shortcut="B", frozen_bn=True),
+        model=ModelConfig(family="imagenet", depth=options.depth, shortcut="B", stride_on="3x3", frozen_bn=True),
         data=DataConfig(name="voc", batch_size=1),
         optim=OptimConfig(weight_decay=5e-4, trainable=("stage2", "stage3", "stage4", "head")),
         detection=DetectionConfig(
