@@ -54,7 +54,7 @@ class DetectionTrainer:
                 f"a BN group must not spread over the {devices} devices: choose --model.bn-group-size 1, or"
                 " --model.frozen-bn True"
             )
-        self.config, self.inputs, self.dataset = config, inputs, dataset
+        self.config, self.inputs = config, inputs
         self.model = build_detector(config, len(inputs.class_names))
         self.replicated, self.by_image = make_shardings()
         self.data = DetectionData(dataset, config, by_image=self.by_image)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from resnet_jax.data.annotated import AnnotatedImages, Boxed
@@ -202,7 +203,13 @@ class _At:
         )
 
 
-def test_batches(reader: Reader, batch_size: int, rows: range) -> grain.MapDataset:
+def rows_of_process(batch_size: int) -> range:
+    """Return which rows of a batch this process reads."""
+    each = batch_size // jax.process_count()
+    return range(jax.process_index() * each, (jax.process_index() + 1) * each)
+
+
+def evaluation_batches(reader: Reader, batch_size: int, rows: range) -> grain.MapDataset:
     """Return batches that hold every image once, lying ones first; rows of the index -1 fill up.
 
     Args:

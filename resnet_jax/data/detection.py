@@ -11,13 +11,13 @@ import numpy as np
 
 from resnet_jax.config import Config, DataConfig, check_applies
 from resnet_jax.data.annotated import AnnotatedDataset, Boxed, most_objects
-from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, test_batches
+from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, evaluation_batches, rows_of_process
 from resnet_jax.data.inputs import adapt_preprocessing
 from resnet_jax.data.processes import check_main_guard
-from resnet_jax.data.read_ahead import Batches
+from resnet_jax.data.read_ahead import Batches, ReadAheadData
 from resnet_jax.data.sources.tfds_boxes import load_tfds_boxes
 from resnet_jax.data.sources.voc import load_voc
-from resnet_jax.data.types import Inputs, Preprocessing, TrainingData, check_inputs
+from resnet_jax.data.types import Inputs, Preprocessing, check_inputs
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import round_up
 
@@ -62,14 +62,12 @@ def describe_detection(config: Config, dataset: AnnotatedDataset, trained: Prepr
     return inputs
 
 
-class DetectionData(TrainingData):
+class DetectionData(ReadAheadData):
     """Images with boxes, read and resized by worker processes; one step is one dispatch.
 
     Attributes:
       filled: whether all images fill their arrays.
     """
-
-    streamed = True
 
     def __init__(self, dataset: AnnotatedDataset, config: Config, *, by_image: jax.sharding.NamedSharding):
         """Take a data set; nothing is read yet.
@@ -79,23 +77,16 @@ class DetectionData(TrainingData):
         """
         if config.data.workers != 0:
             check_main_guard()
-        super().__init__(dataset)
-        self._config, self._by_image = config, by_image
+        super().__init__(dataset, by_image)
+        self._config = config
         buckets = Buckets(config.detection.shorter_side, config.detection.longer_side)
         most = -(-most_objects(dataset.train) // 8) * 8
         self._readers = {name: Reader(images, buckets, most) for name, images in self.splits.items()}
         self.filled = all(buckets.filled_by(images) for images in self.splits.values())
         data = config.data
         self._training = TrainBatches(
-            self._readers["train"], data.batch_size, self._rows(data.batch_size), data.flip, config.run.seed
+            self._readers["train"], data.batch_size, rows_of_process(data.batch_size), data.flip, config.run.seed
         )
-        self._batches: Batches | None = None
-        self._named: set[tuple[str, int]] = set()
-        self._unreadable: list[str] = []
-
-    def _rows(self, batch_size: int) -> range:
-        each = batch_size // jax.process_count()
-        return range(jax.process_index() * each, (jax.process_index() + 1) * each)
 
     def begin(self, step: int) -> tuple[Boxed]:
         self._batches = Batches(self._training.stream(step), self._config.data.workers, Boxed)
@@ -107,31 +98,14 @@ class DetectionData(TrainingData):
     def train_arrays(self, count: int) -> tuple[Boxed]:
         del count  # 1
         assert self._batches is not None, "begin() comes first"  # noqa: S101 (for the type checker)
-        return (self._put(next(self._batches), "train"),)
+        return (self.put(next(self._batches), "train"),)
 
     def eval_arrays(self, split: str) -> Generator[Boxed, None, None]:
         size = round_up(self._config.data.eval_batch_size)
-        stream = test_batches(self._readers[split], size, self._rows(size))
+        stream = evaluation_batches(self._readers[split], size, rows_of_process(size))
         with Batches(stream, self._config.data.workers, Boxed) as batches:
             for batch in batches:
-                yield self._put(batch, split)
+                yield self.put(batch, split)
 
     def to_eval_batch(self, arrays: Any) -> Any:
         return arrays
-
-    def unreadable(self) -> list[str]:
-        names, self._unreadable = self._unreadable, []
-        return names
-
-    def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()
-
-    def _put(self, batch: Boxed, split: str) -> Boxed:
-        """Note what could not be read, and lay this process's rows on its devices."""
-        for index in map(int, batch.broken[batch.broken >= 0]):
-            if (split, index) not in self._named:
-                self._named.add((split, index))
-                name = "training" if split == "train" else split
-                self._unreadable.append(f"{name} image {self.splits[split].id(index)}")
-        return Boxed(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

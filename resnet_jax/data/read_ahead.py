@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
 from resnet_jax.data.processes import follow_parent
-from resnet_jax.data.types import HostBatch
+from resnet_jax.data.types import HostBatch, TrainingData
 from resnet_jax.errors import CommandError
 from resnet_jax.parallel.devices import cores
 
@@ -86,3 +87,34 @@ class Batches:
             self._iterator.close()
         self._iterator = None
         gc.collect()  # grain's iterators are cycles, and hold the last batch in shared memory
+
+
+class ReadAheadData(TrainingData):
+    """Images that are read while it trains: each process reads the rows of the batches that lie on its own devices."""
+
+    streamed = True
+
+    def __init__(self, dataset: Any, by_image: jax.sharding.Sharding):
+        """Take a data set, and how batches lie on the devices; nothing is read yet."""
+        super().__init__(dataset)
+        self._by_image = by_image
+        self._batches: Batches | None = None
+        self._named: set[tuple[str, int]] = set()
+        self._unreadable: list[str] = []
+
+    def unreadable(self) -> list[str]:
+        names, self._unreadable = self._unreadable, []
+        return names
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+
+    def put(self, batch: Any, split: str) -> Any:
+        """Note what could not be read, and lay this process's rows on its devices."""
+        for index in map(int, batch.broken[batch.broken >= 0]):
+            if (split, index) not in self._named:
+                self._named.add((split, index))
+                name = "training" if split == "train" else split
+                self._unreadable.append(f"{name} image {self.splits[split].id(index)}")
+        return type(batch)(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

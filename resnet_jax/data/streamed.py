@@ -21,8 +21,8 @@ from resnet_jax.config import DataConfig
 from resnet_jax.data.augment import RandomWindow, area_window, normalize, random_lighting, scale_window
 from resnet_jax.data.decode import BrokenImageError, decode, decode_window, open_image
 from resnet_jax.data.processes import check_main_guard
-from resnet_jax.data.read_ahead import Batches
-from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset, TrainingData
+from resnet_jax.data.read_ahead import Batches, ReadAheadData
+from resnet_jax.data.types import Batch, EncodedImages, HostBatch, Inputs, StreamedDataset
 from resnet_jax.data.views import Protocol, make_protocol, views
 from resnet_jax.errors import UserError
 from resnet_jax.parallel.devices import round_up
@@ -138,13 +138,11 @@ class _TestView:
         return nothing, np.int32(0), np.int32(broken), np.bool_(False)
 
 
-class StreamedData(TrainingData):
+class StreamedData(ReadAheadData):
     """Images that are read, decoded and cropped by worker processes; one step is one dispatch.
 
     Each process reads the rows of the batches that lie on its own devices.
     """
-
-    streamed = True
 
     def __init__(
         self,
@@ -169,13 +167,10 @@ class StreamedData(TrainingData):
         """
         if config.workers != 0:
             check_main_guard()
-        super().__init__(dataset)
-        self._config, self._inputs, self._key, self._seed, self._by_image = config, inputs, key, seed, by_image
+        super().__init__(dataset, by_image)
+        self._config, self._inputs, self._key, self._seed = config, inputs, key, seed
         height, width, _ = inputs.image_shape
         self._protocol = make_protocol("single", (height, width))
-        self._batches: Batches | None = None
-        self._named: set[tuple[str, int]] = set()
-        self._unreadable: list[str] = []
 
     def begin(self, step: int) -> tuple[HostBatch]:
         config, (size, _) = self._config, self._protocol.input_size
@@ -196,7 +191,7 @@ class StreamedData(TrainingData):
     def train_arrays(self, count: int) -> tuple[HostBatch]:
         del count  # 1
         assert self._batches is not None, "begin() comes first"  # noqa: S101 (for the type checker)
-        return (self._put(next(self._batches), "train"),)
+        return (self.put(next(self._batches), "train"),)
 
     def to_train_batch(self, batch: HostBatch, step: jax.Array) -> Batch:
         """Normalize a batch, and shift its colours, inside a jitted function."""
@@ -215,24 +210,7 @@ class StreamedData(TrainingData):
         )
         with batches:
             for batch in batches:
-                yield self._put(batch, split)
+                yield self.put(batch, split)
 
     def to_eval_batch(self, arrays: HostBatch) -> Batch:
         return Batch(normalize(arrays.images, *self._inputs.preprocessing), arrays.labels, arrays.mask)
-
-    def unreadable(self) -> list[str]:
-        names, self._unreadable = self._unreadable, []
-        return names
-
-    def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()
-
-    def _put(self, batch: HostBatch, split: str) -> HostBatch:
-        """Note what could not be read, and lay this process's rows on its devices."""
-        for index in map(int, batch.broken[batch.broken >= 0]):
-            if (split, index) not in self._named:
-                self._named.add((split, index))
-                name = "training" if split == "train" else split
-                self._unreadable.append(f"{name} image {self.splits[split].id(index)}")
-        return HostBatch(*(jax.make_array_from_process_local_data(self._by_image, array) for array in batch))

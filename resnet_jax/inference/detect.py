@@ -14,7 +14,7 @@ import numpy as np
 
 from resnet_jax.config import DetectionConfig
 from resnet_jax.data.annotated import AnnotatedImages, Annotation, Boxed
-from resnet_jax.data.buckets import Buckets, Reader, test_batches
+from resnet_jax.data.buckets import Buckets, Reader, evaluation_batches, rows_of_process
 from resnet_jax.data.decode import BrokenImageError, encode_raw, open_image
 from resnet_jax.data.read_ahead import Batches
 from resnet_jax.detection_metrics import Detections
@@ -109,12 +109,10 @@ def find_objects(
     replicated, by_image = make_shardings()
     variables = jax.device_put(trained.variables, replicated)
     size, results = round_up(batch_size), Results()
-    each = size // jax.process_count()
-    rows = range(jax.process_index() * each, (jax.process_index() + 1) * each)
     began = None
     with (
         explained("detection", [f"a --batch-size below {batch_size}"]),
-        Batches(test_batches(Reader(images, buckets, 1), size, rows), workers, Boxed) as batches,
+        Batches(evaluation_batches(Reader(images, buckets, 1), size, rows_of_process(size)), workers, Boxed) as batches,
     ):
         for arrays in batches:
             batch = Boxed(*(jax.make_array_from_process_local_data(by_image, array) for array in arrays))

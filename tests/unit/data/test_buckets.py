@@ -7,8 +7,7 @@ import pytest
 from voc_sets import make_set, write_image, write_set
 
 from resnet_jax.data.annotated import Boxed, most_objects
-from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, resize
-from resnet_jax.data.buckets import test_batches as batches_of_tests
+from resnet_jax.data.buckets import Buckets, Reader, TrainBatches, evaluation_batches, resize
 from resnet_jax.data.sources.voc import load_voc
 
 
@@ -124,7 +123,7 @@ def test_two_processes_read_the_two_halves_of_a_batch(images):
 
 
 def test_tests_see_every_image_once(images):
-    stream = batches_of_tests(reader_of(images), 3, range(3))
+    stream = evaluation_batches(reader_of(images), 3, range(3))
     numbers = [number for i in range(len(stream)) for number in Boxed(*stream[i]).number]
     assert numbers == [0, 1, 2, 3, 4, 5, 6, -1, -1, 7, 8, 9, 10, -1, -1]
 
@@ -136,6 +135,6 @@ def test_a_broken_image_is_replaced_in_training_and_left_out_in_tests(images):
     found = [Boxed(*stream[i]) for i in range(11)]
     assert {int(b) for batch in found for b in batch.broken} == {-1, 3, 5}
     assert not {3, 5} & {int(n) for batch in found for n in batch.number}
-    tested = [Boxed(*batch) for batch in batches_of_tests(reader_of(images), 2, range(2))]
+    tested = [Boxed(*batch) for batch in evaluation_batches(reader_of(images), 2, range(2))]
     assert {int(b) for batch in tested for b in batch.broken} == {-1, 3, 5}
     assert not {3, 5} & {int(n) for batch in tested for n in batch.number}
