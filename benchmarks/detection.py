@@ -269,10 +269,10 @@ class _Peer:
         kept = []
         for k in range(1, scores.shape[1]):
             there = (scores[:, k] > self.config.threshold).nonzero()[:, 0]
-            there = there[scores[there, k].argsort(descending=True)]
+            there = there[scores[there, k].argsort(descending=True, stable=True)]
             kept.append((there[_nms(boxes[there, k], 0.3, len(there))], k))
         found = torch.cat([scores[rows, k] for rows, k in kept])
-        best, order = found.sort(descending=True)
+        best, order = found.sort(descending=True, stable=True)
         return best[: self.config.most], torch.cat([boxes[rows, k] for rows, k in kept])[order[: self.config.most]]
 
     def parts(self, images: Tensor, objects: Tensor, classes: Tensor) -> dict[str, Callable[[], Any]]:
