@@ -52,7 +52,7 @@ def first_kept(boxes: jax.Array, alive: jax.Array, threshold: float, most: int) 
         begin = tile * _TILE
         of_tile = jax.lax.dynamic_slice(boxes, (begin, 0), (_TILE, 4))
         kept = suppress(of_tile, jax.lax.dynamic_slice(alive, (begin,), (_TILE,)), threshold)
-        struck = ((iou(of_tile, boxes) > threshold) & kept[:, None]).any(0) & (place >= begin + _TILE)
+        struck = ((iou(of_tile, boxes) > threshold) & kept[:, None]).any(0)  # none of those kept before
         alive = jax.lax.dynamic_update_slice(alive & ~struck, kept, (begin,))
         return tile + 1, alive, kept_so_far + kept.sum()
 

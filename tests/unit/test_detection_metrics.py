@@ -65,7 +65,7 @@ def test_two_objects_need_two_proposals():
     class Twins(Images):
         annotations = (Annotation(50, 60, np.stack([BOX, BOX]), np.zeros(2, np.int32), np.zeros(2, bool)),)
 
-    result = score(Twins(), ("red",), {0: found()}, {0: BOX[None]}, eleven_point=True)
+    result = score(Twins(), ("red",), {0: found()}, {0: np.stack([BOX, BOX + 20])}, eleven_point=True)
     assert result.recall == 50
 
 
